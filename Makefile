@@ -1,0 +1,137 @@
+# `make book` and `make test` do all of their own set-up; `make help` lists the rest.
+# Needs: make and Python 3.11 or newer (PYTHON=/path/to/python chooses one).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$p && break; done)
+BIN := .venv/bin
+PORT ?= 8000
+
+# Notebooks run in their own folder: give them the data folder as a full path.
+export MEDIMG_SIZE ?= tiny
+export MEDIMG_DATA ?= $(CURDIR)/data
+
+PACKAGE := $(shell find medimg_utils -type f -not -path '*/__pycache__/*')
+NOTEBOOKS := $(shell find book -name '*.ipynb' -not -path '*/.*')
+
+# Stamps: empty files that say when a step was last done.
+INSTALLED := .venv/installed
+ASSETS := .cache/site-assets
+ANATOMY := .cache/anatomy-chest
+RELEASE := .cache/release-tiny
+OUTPUTS := .cache/outputs-valid
+BUILT := $(INSTALLED) $(ASSETS) $(ANATOMY) $(RELEASE) $(OUTPUTS)
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
+		| sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# --- What people call -------------------------------------------------------
+
+.PHONY: book
+book: $(BUILT) ## Build the website: _build/html/index.html
+	$(BIN)/jupyter-book build book --config _config.yml --path-output . -W --keep-going
+
+.PHONY: student
+student: $(BUILT) ## Build the website without the solutions: _build/student/_build/html
+	mkdir -p .cache/student
+	$(BIN)/python book/_ext/student_config.py > .cache/student/_config.yml
+	$(BIN)/jupyter-book build book --config .cache/student/_config.yml \
+		--path-output _build/student -W --keep-going
+
+.PHONY: test
+test: lint unit notebooks site ## Run every check and test
+
+.PHONY: lint
+lint: $(INSTALLED) ## Check style, types and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+.PHONY: unit
+unit: $(INSTALLED) $(ANATOMY) $(RELEASE) ## Run the unit tests
+	$(BIN)/python -m pytest tests/unit
+
+# Runs copies, so that the sources stay free of outputs, and hands the outputs to
+# the cache of the website: no notebook runs twice.
+.PHONY: notebooks
+notebooks: $(BUILT) ## Run every notebook at the tiny size
+	$(BIN)/python tests/notebooks/executed.py copy
+	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=300 \
+		$(if $(NOTEBOOKS),.cache/executed)
+	$(BIN)/python tests/notebooks/executed.py keep
+	$(BIN)/python -m pytest tests/notebooks
+
+.PHONY: site
+site: book ## Build the website and test it in a browser
+	$(BIN)/python -m pytest tests/site
+
+.PHONY: lab
+lab: $(BUILT) ## Open the chapters in JupyterLab
+	$(BIN)/python -m pip install --quiet jupyterlab
+	$(BIN)/jupyter lab book
+
+.PHONY: serve
+serve: book ## Serve the website on this machine (PORT=8000)
+	$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 $(PORT)
+
+.PHONY: first-cells
+first-cells: $(INSTALLED) ## Write the first cell of every notebook from _config.yml
+	$(BIN)/python book/_ext/first_cell.py --write
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code and strip outputs from the notebooks
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(NOTEBOOKS),$(BIN)/nbstripout $(NOTEBOOKS))
+
+.PHONY: clean
+clean: ## Remove the website, keep data and notebook outputs
+	rm -rf _build
+
+.PHONY: distclean
+distclean: clean ## Remove everything that make made, except data
+	rm -rf .cache .venv build dist book/_extra/vendor/[!p]* book/_extra/vendor/mathjax
+
+# --- Steps ------------------------------------------------------------------
+
+$(INSTALLED): pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.11 or newer is needed and was not found." >&2; \
+		echo "Install it, or say where it is: make PYTHON=/path/to/python ..." >&2; \
+		exit 1; fi
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,test]'
+	touch $@
+
+$(ASSETS): book/_ext/site_assets.py $(INSTALLED)
+	$(BIN)/python book/_ext/site_assets.py
+	mkdir -p .cache && touch $@
+
+$(ANATOMY): data_scripts/fetch_anatomy.py medimg_utils/physics/anatomy.py | $(INSTALLED)
+	$(BIN)/python data_scripts/fetch_anatomy.py chest
+	mkdir -p .cache && touch $@
+
+# Made anew when the simulator changes.
+$(RELEASE): $(wildcard medimg_utils/physics/*.py medimg_utils/pneumothorax/simulate.py) \
+		| $(ANATOMY)
+	rm -rf "$(MEDIMG_DATA)/pneumothorax-tiny"
+	$(BIN)/python -c "from medimg_utils.pneumothorax.simulate import ensure_release; \
+		from medimg_utils.settings import get_settings; \
+		ensure_release('tiny', get_settings())"
+	mkdir -p .cache && touch $@
+
+# Stored outputs go stale when the package, the data or the run size changes.
+$(OUTPUTS): $(PACKAGE) $(RELEASE) .cache/run-size
+	rm -rf .cache/notebooks
+	mkdir -p .cache && touch $@
+
+.PHONY: always
+.cache/run-size: always
+	@mkdir -p .cache; echo "$(MEDIMG_SIZE)" | cmp --silent - $@ || echo "$(MEDIMG_SIZE)" > $@
