@@ -24,7 +24,8 @@ ASSETS := .cache/site-assets
 ANATOMY := .cache/anatomy-chest
 RELEASE := .cache/release-tiny
 OUTPUTS := .cache/outputs-valid
-BUILT := $(INSTALLED) $(ASSETS) $(ANATOMY) $(RELEASE) $(OUTPUTS)
+PAGES := .cache/pages-valid
+BUILT := $(INSTALLED) $(ASSETS) $(ANATOMY) $(RELEASE) $(OUTPUTS) $(PAGES)
 
 .PHONY: help
 help: ## Show this list
@@ -130,6 +131,11 @@ $(RELEASE): $(wildcard medimg_utils/physics/*.py medimg_utils/pneumothorax/simul
 # Stored outputs go stale when the package, the data or the run size changes.
 $(OUTPUTS): $(PACKAGE) $(RELEASE) .cache/run-size
 	rm -rf .cache/notebooks
+	mkdir -p .cache && touch $@
+
+# Sphinx itself rebuilds the pages that changed; these it does not know of.
+$(PAGES): $(OUTPUTS) $(ASSETS) $(wildcard book/_ext/*.py book/_static/* book/_extra/vendor/*)
+	rm -rf _build
 	mkdir -p .cache && touch $@
 
 .PHONY: always

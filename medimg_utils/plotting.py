@@ -1,0 +1,299 @@
+"""Figures and tables that look alike everywhere and can be read by everybody.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart. The true
+mask has a solid outline, the prediction is hatched with a dashed one. `show_figure`
+puts a figure on the page together with its alt text and its caption.
+"""
+
+import base64
+import html
+import io
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+TRUTH = "#E69F00"
+PREDICTION = "#56B4E9"
+
+
+def show_image(
+    axes: Axes,
+    image: npt.ArrayLike,
+    *,
+    window: tuple[float, float] | None = None,
+    title: str = "",
+    extent: tuple[float, float, float, float] | None = None,
+) -> None:
+    """Draw ``image`` (H, W) in grey, without axes.
+
+    Args:
+        axes: where to draw.
+        image: intensities (H, W).
+        window: centre and width of the intensities that span black to white.
+        title: short heading.
+        extent: left, right, bottom, top in pixels, to lay it under a larger mask.
+
+    >>> axes = Figure().subplots()
+    >>> show_image(axes, np.eye(4), window=(0.5, 1.0), title="Identity")
+    >>> axes.get_title()
+    'Identity'
+    """
+    low, high = (None, None)
+    if window is not None:
+        centre, width = window
+        low, high = centre - width / 2, centre + width / 2
+    axes.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent)
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, fontsize="medium")
+
+
+def overlay(
+    axes: Axes,
+    mask: npt.ArrayLike | None = None,
+    predicted: npt.ArrayLike | None = None,
+    *,
+    probability: npt.ArrayLike | None = None,
+) -> None:
+    """Draw masks (H, W) over an image: truth solid, prediction hatched and dashed.
+
+    ``probability`` (H, W) is drawn as a transparent colour map below the masks.
+    """
+    if probability is not None:
+        p = np.ma.masked_less(np.asarray(probability, dtype=float), 0.03)
+        axes.imshow(p, cmap="cividis", vmin=0, vmax=1, alpha=0.6)
+    if mask is not None and np.any(mask):
+        truth = np.asarray(mask, dtype=float)
+        axes.contourf(truth, levels=[0.5, 1.5], colors=[TRUTH], alpha=0.3)
+        axes.contour(truth, levels=[0.5], colors=[TRUTH], linewidths=1.2)
+    if predicted is not None and np.any(predicted):
+        guess = np.asarray(predicted, dtype=float)
+        filled = axes.contourf(guess, levels=[0.5, 1.5], colors="none", hatches=["///"])
+        filled.set_edgecolor(PREDICTION)
+        filled.set_linewidth(0)
+        axes.contour(
+            guess,
+            levels=[0.5],
+            colors=[PREDICTION],
+            linewidths=1.2,
+            linestyles="dashed",
+        )
+
+
+def gallery(
+    images: Sequence[npt.NDArray[Any]] | npt.NDArray[Any],
+    masks: Sequence[npt.NDArray[Any]] | npt.NDArray[Any] | None = None,
+    titles: Sequence[str] | None = None,
+    *,
+    predicted: Sequence[npt.NDArray[Any]] | npt.NDArray[Any] | None = None,
+    columns: int = 4,
+    size: float = 2.4,
+) -> Figure:
+    """Draw ``images`` in a grid, each with its mask, prediction and title.
+
+    Masks may have more pixels than their image; they are laid over the same area.
+
+    >>> figure = gallery(np.zeros((5, 8, 8)), titles=list("abcde"))
+    >>> [axes.get_title() for axes in figure.axes]
+    ['a', 'b', 'c', 'd', 'e']
+    """
+    if len(images) == 0:
+        raise ValueError("there are no images to show")
+    for name, values in (("masks", masks), ("titles", titles), ("predicted", predicted)):
+        if values is not None and len(values) != len(images):
+            raise ValueError(f"{len(values)} {name} for {len(images)} images")
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(size * columns, (size + 0.35) * rows), layout="tight")
+    for k, image in enumerate(images):
+        axes = figure.add_subplot(rows, columns, k + 1)
+        mask = None if masks is None else masks[k]
+        guess = None if predicted is None else predicted[k]
+        above = next((m for m in (mask, guess) if m is not None), image)
+        height, width = np.shape(above)
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        show_image(axes, image, title=titles[k] if titles else "", extent=extent)
+        overlay(axes, mask, guess)
+    return figure
+
+
+def roc_plot(
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    interval: tuple[float, float] | None = None,
+    name: str = "",
+) -> Figure:
+    """Draw the ROC curve of ``scores`` (N,) for ``labels`` (N,) of 0 and 1.
+
+    Args:
+        scores: higher means more likely positive.
+        labels: true classes.
+        interval: lower and upper end of the AUC's 95 % confidence interval.
+        name: of the method, for the legend.
+
+    >>> figure = roc_plot([0.1, 0.4, 0.6, 0.9], [0, 1, 0, 1], interval=(0.3, 1.0))
+    >>> figure.axes[0].get_legend().get_texts()[0].get_text()
+    'AUC 0.75 (95 % interval 0.30 to 1.00)'
+    """
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    truth = np.asarray(labels).astype(int)
+    if set(np.unique(truth)) != {0, 1}:
+        found = sorted(set(truth.tolist()))
+        raise ValueError(f"labels hold {found}; a ROC curve needs both 0 and 1")
+    false_rate, true_rate, _ = roc_curve(truth, scores)
+    label = f"{name}: " if name else ""
+    label += f"AUC {roc_auc_score(truth, scores):.2f}"
+    if interval is not None:
+        label += f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
+    figure = Figure(figsize=(4.6, 4.4), layout="tight")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.45", linestyle="dotted", label="guessing")
+    axes.plot(false_rate, true_rate, color=PALETTE[0], linewidth=2, label=label)
+    axes.set(xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], names[::-1], loc="lower right", fontsize="small")
+    return figure
+
+
+def reliability_plot(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 10
+) -> Figure:
+    """Draw observed rates against predicted probabilities, in bins of equal width.
+
+    The numbers of exams in the bins are written beside the points.
+
+    >>> figure = reliability_plot([0.1, 0.1, 0.9, 0.9], [0, 0, 1, 1], bins=2)
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['2', '2']
+    """
+    p = np.asarray(probabilities, dtype=float)
+    truth = np.asarray(labels, dtype=float)
+    if p.shape != truth.shape:
+        raise ValueError(f"{p.size} probabilities for {truth.size} labels")
+    if p.size == 0 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("probabilities must lie between 0 and 1")
+    place = np.minimum((p * bins).astype(int), bins - 1)
+    used = np.unique(place)
+    predicted = [p[place == k].mean() for k in used]
+    observed = [truth[place == k].mean() for k in used]
+    figure = Figure(figsize=(4.6, 4.4), layout="tight")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.45", linestyle="dotted", label="calibrated")
+    axes.plot(predicted, observed, "o-", color=PALETTE[0], label="observed")
+    for x, y, k in zip(predicted, observed, used, strict=True):
+        number = str(int((place == k).sum()))
+        axes.annotate(number, (x, y), (6, -10), textcoords="offset points")
+    axes.set(xlabel="predicted probability", ylabel="share of positive exams")
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+    axes.legend(loc="upper left", fontsize="small")
+    return figure
+
+
+def show_figure(figure: Figure, *, alt: str, caption: str, dpi: int = 110) -> None:
+    """Show ``figure`` with its alt text and caption, in a notebook or on the site.
+
+    Args:
+        figure: a Matplotlib figure, with pyplot or without.
+        alt: what the picture shows, for those who cannot see it.
+        caption: what the reader should see in it: the finding.
+        dpi: dots per inch of the PNG.
+    """
+    if not alt.strip() or not caption.strip():
+        raise ValueError("a figure needs both an alt text and a caption")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+    data = base64.b64encode(png.getvalue()).decode("ascii")
+    # "dark-light" keeps the theme from changing the contrast in dark mode.
+    page = (
+        '<figure class="medimg-figure">'
+        f'<img class="dark-light" src="data:image/png;base64,{data}" '
+        f'alt="{html.escape(alt)}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+    _publish(
+        {"text/html": page, "image/png": data, "text/plain": f"{caption} [{alt}]"},
+        {"image/png": {"alt": alt}},
+    )
+    if "matplotlib.pyplot" in sys.modules:
+        # Otherwise a figure made with pyplot is shown again when the cell ends.
+        sys.modules["matplotlib.pyplot"].close(figure)
+
+
+def show_table(table: pd.DataFrame, *, caption: str) -> None:
+    """Show ``table``; its index holds the headers of the rows.
+
+    Cells are shown as they are: format numbers before.
+    """
+    if not caption.strip():
+        raise ValueError("a table needs a caption")
+    corner = html.escape(str(table.index.name or ""))
+    head = "".join(
+        f'<th scope="col">{html.escape(str(name))}</th>' for name in table.columns
+    )
+    body = ""
+    for name, cells in zip(table.index, table.to_numpy(), strict=True):
+        row = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells)
+        body += f'<tr><th scope="row">{html.escape(str(name))}</th>{row}</tr>'
+    first = f'<th scope="col">{corner}</th>' if corner else "<td></td>"
+    page = (
+        f'<table class="medimg-table"><caption>{html.escape(caption)}</caption>'
+        f"<thead><tr>{first}{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+    _publish({"text/html": page, "text/plain": f"{caption}\n{table.to_string()}"})
+
+
+def versus_paper(
+    rows: Mapping[str, tuple[str, str]], *, paper: str, ours: str, data: str
+) -> None:
+    """Show the paper's numbers beside ours, and say which data ours come from.
+
+    Args:
+        rows: for each measure the paper's value and ours, as text.
+        paper: heading of the paper's column, such as ``"Gooßen et al. 2019"``.
+        ours: heading of our column, such as ``"lab size"``.
+        data: what our numbers were measured on.
+    """
+    table = pd.DataFrame(list(rows.values()), index=list(rows), columns=[paper, ours])
+    table.index.name = "measure"
+    note = f"{ours} was measured on {data}. The two columns come from different data."
+    show_table(table, caption=f"Versus the paper. {note[0].upper()}{note[1:]}")
+
+
+def show_needs(sizes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Show what each run size of a chapter needs.
+
+    Args:
+        sizes: for each run size a mapping with ``minutes``, ``memory_gb``, ``device``
+            and ``download_mb``, taken from the stored results.
+    """
+    table = pd.DataFrame(
+        {
+            "minutes": [_short(needs["minutes"]) for needs in sizes.values()],
+            "memory (GB)": [_short(needs["memory_gb"]) for needs in sizes.values()],
+            "device": [needs["device"] for needs in sizes.values()],
+            "download (MB)": [_short(needs["download_mb"]) for needs in sizes.values()],
+        },
+        index=pd.Index(list(sizes), name="run size"),
+    )
+    show_table(table, caption="What this chapter needs, as measured.")
+
+
+def _short(number: float) -> str:
+    """Write ``number`` with two significant digits."""
+    return f"{float(f'{number:.2g}'):g}"
+
+
+def _publish(data: dict[str, str], metadata: dict[str, Any] | None = None) -> None:
+    from IPython.display import display
+
+    display(data, raw=True, metadata=metadata or {})

@@ -1,0 +1,133 @@
+"""What the viewers have in common: their JavaScript, their still picture, checks."""
+
+import base64
+import io
+import zlib
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import numpy.typing as npt
+import traitlets
+from matplotlib.figure import Figure
+from PIL import Image
+
+FOLDER = Path(__file__).parent
+STYLES = (FOLDER / "viewers.css").read_text(encoding="utf-8")
+
+
+def javascript(name: str) -> str:
+    """Return the module ``name``, with the functions that all viewers share."""
+    parts = ("common.js", name)
+    return "\n".join((FOLDER / part).read_text(encoding="utf-8") for part in parts)
+
+
+class Viewer(anywidget.AnyWidget):
+    """A widget that computes in the browser and also has a still picture.
+
+    The still picture is a PNG in the widget's MIME bundle. It is shown where no
+    JavaScript runs: in a PDF, in an EPUB and on code hosts.
+    """
+
+    title = traitlets.Unicode().tag(sync=True)
+    alt = traitlets.Unicode().tag(sync=True)
+
+    def still(self) -> Figure:
+        """Draw the viewer's present state as a figure."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:
+            return None
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        png = io.BytesIO()
+        self.still().savefig(png, format="png", dpi=72, bbox_inches="tight")
+        image = base64.b64encode(png.getvalue()).decode("ascii")
+        data = {**data, "image/png": image, "text/plain": self.alt}
+        return data, {**metadata, "image/png": {"alt": self.alt}}
+
+
+def pack(array: npt.ArrayLike) -> bytes:
+    """Compress an array of bytes for a Bytes trait; ``common.js`` inflates it."""
+    return zlib.compress(np.ascontiguousarray(array, dtype=np.uint8).tobytes(), 9)
+
+
+def check_image(name: str, value: npt.ArrayLike, ndim: int) -> npt.NDArray[np.float64]:
+    """Return ``value`` as finite floats with ``ndim`` axes, or raise ValueError."""
+    array = np.asarray(value, dtype=np.float64)
+    if array.ndim != ndim:
+        axes = {2: "(H, W)", 3: "(N, H, W)"}[ndim]
+        raise ValueError(f"{name} has shape {array.shape}, expected {axes}")
+    if array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}: there is nothing to show")
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise ValueError(f"{name} holds {bad} NaN or infinite pixels, expected none")
+    return array
+
+
+def check_mask(
+    name: str, value: npt.ArrayLike, shape: tuple[int, ...]
+) -> npt.NDArray[np.bool_]:
+    """Return ``value`` as booleans of ``shape``, or raise ValueError."""
+    array = check_image(name, value, len(shape))
+    check_shape(name, array, shape)
+    if not np.isin(array, (0, 1)).all():
+        found = f"{array.min():g} to {array.max():g}"
+        raise ValueError(f"{name} holds values from {found}, expected only 0 and 1")
+    return array.astype(bool)
+
+
+def check_probability(
+    name: str, value: npt.ArrayLike, shape: tuple[int, ...]
+) -> npt.NDArray[np.uint8]:
+    """Return probabilities in 255 steps, or raise ValueError."""
+    array = check_image(name, value, len(shape))
+    check_shape(name, array, shape)
+    if array.min() < 0 or array.max() > 1:
+        found = f"{array.min():g} to {array.max():g}"
+        raise ValueError(
+            f"{name} holds values from {found}, expected 0 to 1; "
+            "apply the sigmoid function to logits first"
+        )
+    return np.rint(255 * array).astype(np.uint8)
+
+
+def check_shape(
+    name: str, array: npt.NDArray[Any], expected: tuple[int, ...]
+) -> None:
+    """Raise ValueError unless ``array`` has the shape of the image."""
+    if array.shape != expected:
+        raise ValueError(
+            f"{name} has shape {array.shape}, expected that of the image, {expected}"
+        )
+
+
+def check_fraction(name: str, value: float) -> float:
+    """Return ``value`` if it lies between 0 and 1, or raise ValueError."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}, expected 0 to 1")
+    return float(value)
+
+
+def to_bytes(
+    image: npt.NDArray[np.float64], low: float, high: float
+) -> npt.NDArray[np.uint8]:
+    """Spread ``low`` to ``high`` over 0 to 255."""
+    span = max(high - low, np.finfo(float).tiny)
+    return np.rint(255 * np.clip((image - low) / span, 0, 1)).astype(np.uint8)
+
+
+def reduce_bytes(
+    image: npt.NDArray[np.uint8], max_side: int, *, average: bool = True
+) -> npt.NDArray[np.uint8]:
+    """Shrink ``image`` (H, W) until its longer side is at most ``max_side``."""
+    rows, columns = image.shape
+    factor = max_side / max(rows, columns)
+    if factor >= 1:
+        return image
+    size = (max(1, round(columns * factor)), max(1, round(rows * factor)))
+    how = Image.Resampling.BOX if average else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize(size, how))

@@ -1,0 +1,73 @@
+"""Every page of the built book, opened from the disk in a browser without a network."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+HTML = Path(__file__).parents[2] / "_build" / "html"
+# Not the templates that the theme leaves among its static files.
+PAGES = sorted(
+    path.relative_to(HTML).as_posix()
+    for path in HTML.rglob("*.html")
+    if "_static" not in path.parts
+)
+MAX_PAGE_BYTES = 3_000_000
+
+
+def test_the_book_was_built() -> None:
+    assert "index.html" in PAGES, "there is no built book: run make book first"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_names_no_other_host_to_load_from(page: str) -> None:
+    text = (HTML / page).read_text(encoding="utf-8")
+    loads = r"<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=[\"']?(https?:)?//"
+    assert not re.search(loads, text)
+    assert "cdn." not in text
+    assert len(text.encode()) <= MAX_PAGE_BYTES
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_whole_and_accessible(visit, page: str, theme: str) -> None:
+    visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+    opened = visit.open(HTML / page)
+    broken = "nodes => nodes.filter(n => n.complete && !n.naturalWidth).map(n => n.src)"
+    assert not opened.locator("img").evaluate_all(broken)
+    assert not visit.requests
+    assert not visit.errors
+    assert not visit.barriers()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_have_alt_text(visit, page: str) -> None:
+    images = visit.open(HTML / page).locator(".cell_output img")
+    for alt in images.evaluate_all("nodes => nodes.map(node => node.alt)"):
+        # Without a text of its own MyST-NB writes the name of the file.
+        assert len(alt) > 15 and not alt.endswith(".png")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_viewers_are_alive(visit, page: str) -> None:
+    opened = visit.open(HTML / page)
+    for viewer in opened.locator(".medimg-viewer").all():
+        picture = viewer.locator("canvas").first
+        before = picture.evaluate("node => node.toDataURL()")
+        slider = viewer.locator('input[data-trait="opacity"], input[type="range"]').first
+        slider.focus()
+        # From one end to the other: whatever it sets, the picture must follow.
+        seen = set()
+        for key in ("Home", "End"):
+            slider.press(key)
+            opened.wait_for_timeout(150)
+            seen.add(picture.evaluate("node => node.toDataURL()"))
+        assert len(seen | {before}) > 1
+
+
+def test_search_works_from_the_disk(visit) -> None:
+    page = visit.open(HTML / "search.html", "?q=pneumothorax")
+    result = page.locator("#search-results li a").first
+    result.wait_for(timeout=15_000)
+    assert not visit.errors
+    assert not visit.requests
