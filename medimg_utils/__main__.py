@@ -1,0 +1,152 @@
+"""Command line: `python -m medimg_utils train | evaluate | predict USE-CASE ...`.
+
+Each use case is one more subcommand of the three verbs; it only hands its options on to that
+use case's `experiment` module.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medimg_utils.errors import InputError
+from medimg_utils.settings import get_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and use the networks of the book.",
+)
+train = typer.Typer(no_args_is_help=True, help="Train a network on a release.")
+evaluate = typer.Typer(
+    no_args_is_help=True, help="Measure a network on unseen patients."
+)
+predict = typer.Typer(no_args_is_help=True, help="Apply a network to image files.")
+for name, verb in (("train", train), ("evaluate", evaluate), ("predict", predict)):
+    app.add_typer(verb, name=name)
+
+Data = Annotated[Path, typer.Option(help="Folder of the release.")]
+Run = Annotated[
+    str, typer.Option(help="Folder of a run, or 'lab' for the network shipped here.")
+]
+Fold = Annotated[int | None, typer.Option(min=0, help="Fold to hold out, from 0.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+@train.command("pneumothorax")
+def train_pneumothorax(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
+    size: Annotated[
+        str | None, typer.Option(help="tiny, lab or paper; MEDIMG_SIZE unless given.")
+    ] = None,
+    fold: Fold = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a stopped run.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="MEDIMG_SEED unless given.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Instead of the size's own number.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that load images.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep decoded images here.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """U-Net after Gooßen et al. 2019 on SIIM-ACR or ChestX-ray14."""
+    from medimg_utils.pneumothorax import experiment
+
+    settings = get_settings()
+    chosen = experiment.get_experiment(size or settings.size, epochs=epochs)
+    history = experiment.train(
+        data,
+        out,
+        chosen,
+        fold=fold,
+        seed=settings.seed if seed is None else seed,
+        resume=resume,
+        workers=workers,
+        cache=cache,
+        progress=not quiet,
+    )
+    last = history[-1]
+    typer.echo(
+        f"{len(history)} epochs, loss {last['loss']:.3f}, validation AUC {_show(last['val_auc'])}, "
+        f"Dice {_show(last['val_dice'])}: {out}"
+    )
+
+
+@evaluate.command("pneumothorax")
+def evaluate_pneumothorax(
+    data: Data,
+    run: Run,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    fold: Fold = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="simulation-truth.csv, for subgroups of simulated data."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """AUC, Dice, Hausdorff distance, pointing game and controls on unseen patients."""
+    from medimg_utils.pneumothorax import experiment
+
+    answer = experiment.evaluate(
+        data, run, fold=fold, out=out, truth=truth, progress=not quiet
+    )
+    n, area, controls = answer["n"], answer["auc"], answer["controls"]
+    simulated = " simulated" if answer["about"]["data"]["simulated"] else ""
+    typer.echo(
+        f"{n['images']}{simulated} images of {n['patients']} patients, "
+        f"{n['positives']} positive"
+    )
+    typer.echo(
+        f"AUC {_show(area['value'])} [{', '.join(map(_show, area['bootstrap']))}]"
+    )
+    typer.echo(
+        f"Dice of positives {_show(answer['dice']['value'])}; controls: mirrored mask "
+        f"{_show(controls['mirrored_mask']['dice'])}, static prior "
+        f"{_show(controls['static_prior']['dice'])}; AUC of style alone "
+        f"{_show(controls['style']['auc'])}"
+    )
+
+
+@predict.command("pneumothorax")
+def predict_pneumothorax(
+    files: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG files.")],
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    quiet: Quiet = False,
+) -> None:
+    """Probability map, overlay and score of each radiograph."""
+    from medimg_utils.pneumothorax import experiment
+
+    answers = experiment.predict(run, files, out, progress=not quiet)
+    for path, answer in zip(files, answers, strict=True):
+        typer.echo(f"{path.name}: {answer['score']:.3f}")
+
+
+def _show(value: Any) -> str:
+    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def main() -> None:
+    """Run the command line; an error of input is one line, not a traceback."""
+    try:
+        app()
+    except (InputError, ArithmeticError, FileNotFoundError, PermissionError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

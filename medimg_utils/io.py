@@ -1,0 +1,416 @@
+"""Reading images and run-length masks, writing files that are whole or absent.
+
+A radiograph arrives as DICOM, PNG or JPEG, in 8 to 16 bits, grey or colour, black on white or
+white on black. `read_image` turns each of them into the same thing: a float picture in [0, 1]
+in which more absorption is brighter, with its pixel spacing where the file knows it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_rescale, apply_voi_lut, pixel_array
+
+from medimg_utils.errors import InputError
+
+
+class ImageError(InputError):
+    """A file cannot be read as one grey image."""
+
+
+class RunLengthError(InputError):
+    """A text is no run-length mask of the given shape."""
+
+
+# ------------------------------------------------------------------------------- images
+
+
+@dataclass(frozen=True, eq=False)
+class Image2D:
+    """One radiograph.
+
+    Attributes:
+        pixels: (H, W) float32 in [0, 1]; bright is absorbing (bone), dark is air.
+        spacing_mm: (row, column) distance of pixel centres in mm, or None where unknown.
+        meta: facts about the file. Never a name, a birth date or an identifier.
+    """
+
+    pixels: NDArray[np.float32]
+    spacing_mm: tuple[float, float] | None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def read_image(path: str | os.PathLike[str]) -> Image2D:
+    """Read a DICOM, PNG or JPEG file as one grey image.
+
+    The kind of file is told by its first bytes, not by its name. Colour becomes luminance, and
+    transparent pixels become black.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The picture in MONOCHROME2 polarity with its spacing; see `Image2D`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageError: the file is empty, damaged, of another kind, has several frames, or holds
+            values that are not numbers.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder. Give the path of one image file.")
+    with path.open("rb") as file:
+        head = file.read(132)
+    if not head:
+        raise ImageError(f"{path} is empty (0 bytes). Copy or download it again.")
+    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        image = _read_picture(path)
+    elif head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
+        image = _read_dicom(path)
+    else:
+        raise ImageError(
+            f"{path} is neither DICOM, PNG nor JPEG (it starts with {head[:8]!r}). "
+            "Convert it to one of these."
+        )
+    if image.pixels.size == 0:
+        raise ImageError(f"{path} holds an image without pixels, {image.pixels.shape}.")
+    if not np.isfinite(image.pixels).all():
+        raise ImageError(
+            f"{path} holds pixels that are not finite numbers. Export it again."
+        )
+    return image
+
+
+def _read_picture(path: Path) -> Image2D:
+    """PNG or JPEG, 1 to 16 bits, grey, colour, palette or with transparency."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as file:
+            frames = getattr(file, "n_frames", 1)
+            mode, kind = file.mode, file.format
+            file.load()
+            if mode in ("I;16", "I;16B", "I;16L", "I"):
+                grey = np.asarray(file, dtype=np.float32) / 65535
+            else:
+                # Composite over black: a transparent pixel holds no measurement.
+                colour = file.convert("RGBA")
+                black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
+                grey = np.asarray(
+                    Image.alpha_composite(black, colour).convert("L"), np.float32
+                )
+                grey = grey / 255
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise ImageError(
+            f"{path} cannot be decoded as PNG or JPEG ({error}). Copy or download it again."
+        ) from error
+    if frames != 1:
+        raise ImageError(
+            f"{path} holds {frames} frames, but one image is needed. Split it."
+        )
+    return Image2D(np.clip(grey, 0, 1), None, {"format": kind, "mode": mode})
+
+
+def _read_dicom(path: Path) -> Image2D:
+    """DICOM with any transfer syntax that pydicom and Pillow decode (JPEG baseline included)."""
+    header = read_header(path, stop_before_pixels=False)
+    frames = int(header.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise ImageError(
+            f"{path} holds {frames} frames, but one radiograph is needed. Export single frames."
+        )
+    if not any(
+        name in header
+        for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+    ):
+        raise ImageError(
+            f"{path} is DICOM without pixel data ({header.get('Modality') or 'no modality'}). "
+            "It may be truncated, or hold a report instead of an image."
+        )
+    try:
+        stored = pixel_array(header)
+        if stored.ndim == 3 and stored.shape[-1] in (3, 4):
+            stored = stored[..., :3] @ np.array([0.299, 0.587, 0.114])
+        if stored.ndim != 2:
+            raise ValueError(f"pixel array of shape {stored.shape}")
+        pixels = _display_values(stored, header)
+    except Exception as error:  # each decoder has its own kinds of error
+        raise ImageError(
+            f"{path}: the pixel data cannot be decoded ({error}). The file may be truncated or "
+            "use a compression that needs another plug-in of pydicom."
+        ) from error
+    photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+    if photometric == "MONOCHROME1":
+        pixels = 1 - pixels
+    padding = header.get("PixelPaddingValue")
+    if isinstance(padding, int):
+        pixels = np.where(stored == padding, 0, pixels)  # padding is no tissue: black
+    spacing, source = _spacing(header)
+    meta = {
+        "format": "DICOM",
+        "photometric": photometric,
+        "bits": int(header.get("BitsStored") or 0) or None,
+        "modality": str(header.get("Modality") or "") or None,
+        "view": str(header.get("ViewPosition") or "") or None,
+        "spacing_from": source,
+    }
+    return Image2D(pixels.astype(np.float32), spacing, meta)
+
+
+def read_header(
+    path: str | os.PathLike[str], *, stop_before_pixels: bool = True
+) -> pydicom.Dataset:
+    """Read the tags of a DICOM file, without the pixels unless asked for.
+
+    Raises:
+        ImageError: the file is no DICOM, or damaged.
+    """
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
+    except (InvalidDicomError, EOFError, AttributeError, KeyError, ValueError) as error:
+        raise ImageError(
+            f"{path} cannot be read as DICOM ({error}). Copy or download it again."
+        ) from error
+
+
+def _display_values(
+    stored: NDArray[Any], header: pydicom.Dataset
+) -> NDArray[np.float64]:
+    """Stored values → [0, 1], through rescale and the first window (DICOM PS3.3 C.11).
+
+    Without a window, 8-bit values keep their full range. Deeper images rarely fill theirs, so
+    the darkest and brightest pixel (padding left out) become 0 and 1.
+    """
+    values = apply_rescale(stored, header).astype(np.float64)
+    if "VOILUTSequence" in header:
+        shown = np.asarray(
+            apply_voi_lut(values.astype(stored.dtype), header), dtype=np.float64
+        )
+        return _stretch(shown, shown)
+    centers, widths = header.get("WindowCenter"), header.get("WindowWidth")
+    if centers is not None and widths is not None:
+        center, width = (
+            float(np.atleast_1d(np.asarray(v, float))[0]) for v in (centers, widths)
+        )
+        if width >= 1:
+            function = str(header.get("VOILUTFunction") or "LINEAR")
+            return apply_window(values, center, width, function=function)
+    if stored.dtype == np.uint8 and int(header.get("BitsStored") or 8) == 8:
+        return np.clip(stored / 255, 0, 1)
+    padding = header.get("PixelPaddingValue")
+    inside = values[stored != padding] if isinstance(padding, int) else values
+    return _stretch(values, inside if inside.size else values)
+
+
+def _stretch(
+    values: NDArray[np.float64], inside: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Map the range of `inside` to [0, 1]; a constant image becomes 0."""
+    low, high = float(inside.min()), float(inside.max())
+    if not high > low:
+        return np.where(np.isfinite(values), 0.0, values)
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def apply_window(
+    values: ArrayLike, center: float, width: float, *, function: str = "LINEAR"
+) -> NDArray[np.float64]:
+    """Show the values around `center` as grey from 0 (black) to 1 (white).
+
+    Args:
+        values: any shape, in the unit of `center` and `width`.
+        center: the value that becomes middle grey.
+        width: how many units lie between black and white; at least 1.
+        function: `LINEAR`, `LINEAR_EXACT` or `SIGMOID`, as in DICOM PS3.3 C.11.2.1.2.
+
+    >>> apply_window([0, 49.5, 99], center=50, width=100).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not width >= 1:
+        raise InputError(f"the window width is {width}, but it must be at least 1.")
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (values - center) / width))
+    if function == "LINEAR_EXACT":
+        return np.clip((values - center) / width + 0.5, 0, 1)
+    if width == 1:  # the standard's linear window of width 1 is a threshold
+        return (values > center - 0.5).astype(np.float64)
+    return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+
+def _spacing(header: pydicom.Dataset) -> tuple[tuple[float, float] | None, str | None]:
+    """(row, column) spacing in mm and the tag it comes from.
+
+    `PixelSpacing` is calibrated to the patient. `ImagerPixelSpacing` is measured at the
+    detector, where the shadow is some 5 to 15 % larger than the patient.
+    """
+    for tag in ("PixelSpacing", "ImagerPixelSpacing"):
+        try:
+            row, column = (float(value) for value in header.get(tag) or ())
+        except (TypeError, ValueError):
+            continue
+        if 0 < row < math.inf and 0 < column < math.inf:
+            return (row, column), tag
+    return None, None
+
+
+# ---------------------------------------------------------------------- run-length masks
+
+
+def encode_rle(mask: ArrayLike) -> str:
+    """Write a mask as the relative run lengths of the SIIM-ACR table.
+
+    The pixels are numbered down the columns. Each run is two numbers: the gap since the end of
+    the run before, and its length. A mask without a pixel is `-1`.
+
+    Args:
+        mask: (H, W), anything but 0 is foreground.
+
+    >>> encode_rle([[0, 1], [1, 1]])
+    '1 3'
+    """
+    pixels = np.asarray(mask)
+    if pixels.ndim != 2:
+        raise RunLengthError(
+            f"a mask has two axes (H, W), but this one has shape {pixels.shape}."
+        )
+    flat = np.zeros(pixels.size + 2, dtype=np.int8)
+    flat[1:-1] = (pixels != 0).T.reshape(-1)
+    edges = np.flatnonzero(np.diff(flat))  # start, end, start, end ...
+    if not edges.size:
+        return "-1"
+    # Differences of successive edges are gap, length, gap, length ...: the format itself.
+    return " ".join(map(str, np.diff(edges, prepend=0).tolist()))
+
+
+def decode_rle(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Read the relative run lengths of the SIIM-ACR table.
+
+    Args:
+        text: what `encode_rle` writes; blanks around it do not matter.
+        shape: (H, W) of the image.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        RunLengthError: the text is no list of runs, or a run leaves the image.
+
+    >>> decode_rle("1 3", (2, 2)).astype(int).tolist()
+    [[0, 1], [1, 1]]
+    """
+    height, width = shape
+    if text.strip() == "-1":
+        return np.zeros(shape, dtype=bool)
+    words = text.split()
+    if not words or len(words) % 2 or not all(map(str.isdecimal, words)):
+        raise RunLengthError(
+            f"{_short(text)!r} is no list of run lengths: pairs of whole numbers, or -1 for an "
+            "empty mask, are expected."
+        )
+    steps = np.array([int(word) for word in words], dtype=object)
+    if not all(steps[1::2]):
+        raise RunLengthError(f"{_short(text)!r} holds a run of length 0.")
+    end = int(steps.sum())
+    if end > height * width:
+        raise RunLengthError(
+            f"a run ends at pixel {end}, outside the image of {height} × {width} = "
+            f"{height * width} pixels. The mask may belong to an image of another size."
+        )
+    edges = np.cumsum(steps.astype(np.int64))
+    change = np.zeros(height * width + 1, dtype=np.int8)
+    change[edges[0::2]] += 1
+    change[edges[1::2]] -= 1  # a gap of 0 cancels here: two runs that touch
+    return np.cumsum(change[:-1], dtype=np.int8).reshape(width, height).T.astype(bool)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# ------------------------------------------------------------------------- atomic writes
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`, and move it there once it is written whole.
+
+    Readers see the old file or the new one, never half of one, whenever the program is killed.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with atomic_path(folder / "a.txt") as partial:
+    ...     _ = partial.write_text("whole")
+    >>> [file.name for file in folder.iterdir()]
+    ['a.txt']
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = (
+        path.parent / f".partial-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
+    )
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file (UTF-8) that is whole or absent."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
+    """Write strict JSON that is whole or absent.
+
+    NumPy numbers and arrays, paths and tuples are converted. JSON knows no NaN or infinity:
+    both are written as null.
+    """
+    text = json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text_atomic(path, text + "\n")
+
+
+def to_json(value: Any) -> Any:
+    """Reduce a value to what JSON knows; see `write_json_atomic`."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [to_json(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
+
+
+def write_png_atomic(path: str | os.PathLike[str], pixels: NDArray[Any]) -> None:
+    """Write a PNG that is whole or absent.
+
+    Args:
+        path: the file.
+        pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8.
+    """
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"a PNG holds uint8 or uint16, not {pixels.dtype}.")
+    with atomic_path(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")

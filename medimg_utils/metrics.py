@@ -1,0 +1,369 @@
+"""Measures of detection, segmentation and calibration, with their uncertainty.
+
+Detection asks one question of each image (is there a finding?), segmentation one of each pixel,
+localisation whether the network looks at the right place, calibration whether a score of 0.7
+means 70 %. Every function takes plain arrays. What is undefined (an AUC without negatives) is
+NaN, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from scipy.stats import norm, rankdata
+
+from medimg_utils.errors import InputError
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Threshold(NamedTuple):
+    """What happens when scores of `threshold` and above are called positive."""
+
+    threshold: float
+    sensitivity: float
+    specificity: float
+
+
+# ----------------------------------------------------------------------------- detection
+
+
+def _labels_and_scores(
+    labels: ArrayLike, scores: ArrayLike
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if truth.shape != values.shape or truth.ndim != 1:
+        raise InputError(
+            f"labels {truth.shape} and scores {values.shape} must be lists alike."
+        )
+    if not np.isin(truth, (0, 1)).all():
+        raise InputError(
+            f"labels must be 0 or 1, but there are {np.unique(truth)[:5]}."
+        )
+    if np.isnan(values).any():
+        raise InputError(f"{np.isnan(values).sum()} of {values.size} scores are NaN.")
+    return truth.astype(bool), values
+
+
+def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    r"""Area under the ROC curve: how often a positive scores above a negative.
+
+    $$\mathrm{AUC} = P(s^+ > s^-) + \tfrac12 P(s^+ = s^-)$$
+
+    computed from ranks (Mann-Whitney). NaN where one class is absent.
+
+    >>> auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    0.75
+    """
+    truth, values = _labels_and_scores(labels, scores)
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        return float("nan")
+    ranks = rankdata(values)[truth].sum() - positives * (positives + 1) / 2
+    return float(ranks / (positives * negatives))
+
+
+def delong_covariance(
+    labels: ArrayLike, scores: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """AUCs of several scores on the same images, and their covariance.
+
+    The AUC is a mean over pairs, so its variance follows from how much each positive and each
+    negative contributes: DeLong et al. 1988, in the fast form by ranks of Sun and Xu 2014.
+
+    Args:
+        labels: (N,) 0 or 1, at least two of each.
+        scores: (M, N), one row per network.
+
+    Returns:
+        (M,) AUCs and their (M, M) covariance.
+    """
+    rows = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    truth, _ = _labels_and_scores(labels, rows[0])
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if positives < 2 or negatives < 2:
+        raise InputError(
+            f"{positives} positives and {negatives} negatives were found, but the variance of an "
+            "AUC needs at least two of each."
+        )
+    # Share of negatives below each positive, and of positives above each negative.
+    everyone = rankdata(rows, axis=1)
+    below = (everyone[:, truth] - rankdata(rows[:, truth], axis=1)) / negatives
+    above = 1 - (everyone[:, ~truth] - rankdata(rows[:, ~truth], axis=1)) / positives
+    covariance = (
+        np.atleast_2d(np.cov(below)) / positives
+        + np.atleast_2d(np.cov(above)) / negatives
+    )
+    return below.mean(axis=1), covariance
+
+
+def auc_delong(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -> Interval:
+    """AUC with DeLong's interval, for images that are independent of one another.
+
+    The ends are clipped to [0, 1]. Where every positive scores above every negative the variance
+    is 0 and the interval has no width: that tells of a small test set, not of certainty. With
+    fewer than two images of a class the ends are NaN.
+
+    >>> round(auc_delong([0, 0, 0, 1, 1], [0.1, 0.4, 0.5, 0.45, 0.8]).value, 6)
+    0.833333
+    """
+    truth, values = _labels_and_scores(labels, scores)
+    if min(truth.sum(), (~truth).sum()) < 2:
+        return Interval(auc(truth, values), float("nan"), float("nan"))
+    areas, covariance = delong_covariance(truth, values)
+    half = norm.ppf(0.5 + level / 2) * np.sqrt(max(covariance[0, 0], 0))
+    area = float(areas[0])
+    return Interval(area, float(max(area - half, 0)), float(min(area + half, 1)))
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float],
+    patients: ArrayLike,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile interval of any statistic, drawing whole patients with replacement.
+
+    Images of one patient resemble each other, so drawing single images would make the interval
+    too narrow.
+
+    Args:
+        statistic: takes indices into the test set (with repeats) and returns a number. Draws
+            for which it is NaN are left out.
+        patients: (N,) identifier of each image's patient.
+        draws: how many resampled test sets.
+        seed: of the resampling.
+        level: share of the draws inside the interval.
+    """
+    _, groups = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(groups))[:-1])
+    random = np.random.default_rng(seed)
+    value = float(statistic(np.arange(groups.size)))
+    found = np.array(
+        [
+            statistic(np.concatenate([members[k] for k in drawn]))
+            for drawn in random.integers(len(members), size=(draws, len(members)))
+        ]
+    )
+    found = found[~np.isnan(found)]
+    if not found.size:
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(value, float(low), float(high))
+
+
+def auc_bootstrap(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    patients: ArrayLike | None = None,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """AUC with a bootstrap interval over patients (over images where none are given)."""
+    truth, values = _labels_and_scores(labels, scores)
+    clusters = np.arange(truth.size) if patients is None else patients
+    return bootstrap(
+        lambda index: auc(truth[index], values[index]),
+        clusters,
+        draws=draws,
+        seed=seed,
+        level=level,
+    )
+
+
+def roc_points(
+    labels: ArrayLike, scores: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Thresholds from high to low with the sensitivity and the specificity of each.
+
+    The first threshold is infinite (nobody is called positive); then comes each distinct score.
+    """
+    truth, values = _labels_and_scores(labels, scores)
+    distinct, group = np.unique(-values, return_inverse=True)
+    positives = np.bincount(group, weights=truth, minlength=distinct.size).cumsum()
+    negatives = np.bincount(group, weights=~truth, minlength=distinct.size).cumsum()
+    with np.errstate(invalid="ignore"):
+        sensitivity = np.concatenate([[0.0], positives]) / truth.sum()
+        specificity = 1 - np.concatenate([[0.0], negatives]) / (~truth).sum()
+    return np.concatenate([[np.inf], -distinct]), sensitivity, specificity
+
+
+def sensitivity_at_specificity(
+    labels: ArrayLike, scores: ArrayLike, specificity: float = 0.9
+) -> Threshold:
+    """The best sensitivity among thresholds that keep at least this specificity.
+
+    Scores of the threshold and above count as positive. Where several thresholds are equally
+    good, the highest is given.
+
+    >>> sensitivity_at_specificity([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], 0.9)
+    Threshold(threshold=0.8, sensitivity=0.5, specificity=1.0)
+    """
+    thresholds, sensitivities, specificities = roc_points(labels, scores)
+    if np.isnan(sensitivities).any() or np.isnan(specificities).any():
+        return Threshold(float("nan"), float("nan"), float("nan"))
+    allowed = np.flatnonzero(specificities >= specificity - 1e-12)
+    best = allowed[np.argmax(sensitivities[allowed])]
+    return Threshold(
+        float(thresholds[best]), float(sensitivities[best]), float(specificities[best])
+    )
+
+
+def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> Threshold:
+    """Sensitivity and specificity of a threshold that was chosen elsewhere.
+
+    >>> at_threshold([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], 0.38)
+    Threshold(threshold=0.38, sensitivity=0.5, specificity=0.5)
+    """
+    truth, values = _labels_and_scores(labels, scores)
+    called = values >= threshold
+    return Threshold(
+        float(threshold),
+        float(called[truth].mean()) if truth.any() else float("nan"),
+        float((~called[~truth]).mean()) if (~truth).any() else float("nan"),
+    )
+
+
+# -------------------------------------------------------------------------- segmentation
+
+
+def _two_masks(
+    predicted: ArrayLike, truth: ArrayLike
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    first, second = np.asarray(predicted).astype(bool), np.asarray(truth).astype(bool)
+    if first.shape != second.shape:
+        raise InputError(
+            f"the predicted mask {first.shape} and the true one {second.shape} differ."
+        )
+    return first, second
+
+
+def dice(predicted: ArrayLike, truth: ArrayLike) -> float:
+    r"""Overlap of two masks of any shape: $2|A \cap B| / (|A| + |B|)$.
+
+    Two empty masks agree: 1, as in the SIIM-ACR challenge.
+
+    >>> dice([[1, 1], [0, 0]], [[1, 0], [0, 0]])
+    0.6666666666666666
+    """
+    first, second = _two_masks(predicted, truth)
+    total = int(first.sum() + second.sum())
+    return 2 * int((first & second).sum()) / total if total else 1.0
+
+
+def hausdorff95(
+    predicted: ArrayLike, truth: ArrayLike, spacing: tuple[float, ...] | None = None
+) -> float:
+    """Robust Hausdorff distance: 95 % of each outline lies this close to the other.
+
+    The outline is the foreground that touches background. The 95th percentile of the distances
+    from each outline to the other is taken in both directions, and the larger of the two is
+    the result. This is the definition of MONAI and of the BraTS challenge before 2023.
+
+    Args:
+        predicted: mask of any dimension.
+        truth: mask of the same shape.
+        spacing: distance of pixel centres along each axis in mm; distances are in pixels where
+            it is None.
+
+    Returns:
+        mm or pixels; infinite where one mask is empty, 0 where both are.
+
+    >>> hausdorff95([[1, 0, 0, 0]], [[0, 0, 0, 1]], spacing=(1, 0.5))
+    1.5
+    """
+    first, second = _two_masks(predicted, truth)
+    if not first.any() or not second.any():
+        return 0.0 if first.any() == second.any() else float("inf")
+    steps = (1.0,) * first.ndim if spacing is None else spacing
+    # Distances matter only near the masks: crop to both, with a margin of one pixel.
+    box = ndimage.find_objects((first | second).astype(np.uint8))[0]
+    first, second = (np.pad(mask[box], 1) for mask in (first, second))
+    outlines = [mask & ~ndimage.binary_erosion(mask) for mask in (first, second)]
+    far = [
+        np.percentile(
+            ndimage.distance_transform_edt(~other, sampling=steps)[outline], 95
+        )
+        for outline, other in (outlines, outlines[::-1])
+    ]
+    return float(max(far))
+
+
+def pointing_game(
+    probability: ArrayLike, truth: ArrayLike, tolerance: float = 0
+) -> bool:
+    """Is the most suspicious pixel inside the finding (Zhang et al. 2016)?
+
+    Args:
+        probability: (H, W). Among equal maxima the first in reading order counts.
+        truth: (H, W) mask with at least one pixel.
+        tolerance: how many pixels beside the mask still count.
+    """
+    values, mask = np.asarray(probability), np.asarray(truth).astype(bool)
+    if values.shape != mask.shape or not mask.any():
+        raise InputError(
+            f"the map {values.shape} and the mask {mask.shape} must be alike, and the mask must "
+            "not be empty: the pointing game is played on positives."
+        )
+    row, column = np.unravel_index(np.argmax(values), values.shape)
+    rows, columns = np.nonzero(mask)
+    return bool(((rows - row) ** 2 + (columns - column) ** 2).min() <= tolerance**2)
+
+
+# --------------------------------------------------------------------------- calibration
+
+
+def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Mean squared distance of the probability from what happened; 0 is perfect.
+
+    >>> brier([0, 1], [0.5, 0.5])
+    0.25
+    """
+    truth, values = _labels_and_scores(labels, probabilities)
+    return float(np.mean((values - truth) ** 2))
+
+
+def calibration_bins(
+    labels: ArrayLike, probabilities: ArrayLike, bins: int = 10
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Mean probability, share of positives and number of images in equal bins of [0, 1].
+
+    Empty bins hold NaN. Together the first two draw the reliability diagram.
+    """
+    truth, values = _labels_and_scores(labels, probabilities)
+    if ((values < 0) | (values > 1)).any():
+        raise InputError("probabilities must lie in [0, 1].")
+    place = np.minimum((values * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(place, weights=values, minlength=bins) / count
+        share = np.bincount(place, weights=truth, minlength=bins) / count
+    return mean, share, count
+
+
+def expected_calibration_error(
+    labels: ArrayLike, probabilities: ArrayLike, bins: int = 10
+) -> float:
+    """Mean distance of probability and share of positives over the bins, weighted by images.
+
+    >>> round(expected_calibration_error([0, 1, 1, 1], [0.75, 0.75, 0.75, 0.75]), 6)
+    0.0
+    """
+    mean, share, count = calibration_bins(labels, probabilities, bins)
+    filled = count > 0
+    return float(np.sum(np.abs(mean - share)[filled] * count[filled]) / count.sum())

@@ -1,0 +1,1025 @@
+"""The pneumothorax experiment at three sizes: train, evaluate, predict.
+
+Each setting says what the paper gives and, where it gives nothing or we differ, why we chose
+what we chose; `describe` turns that into the book's table.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from medimg_utils import metrics, pretrained, results
+from medimg_utils.errors import InputError
+from medimg_utils.io import (
+    Image2D,
+    ImageError,
+    read_image,
+    to_json,
+    write_json_atomic,
+    write_png_atomic,
+)
+from medimg_utils.pneumothorax.dataset import Radiographs, Record, read_release
+from medimg_utils.pneumothorax.models import (
+    UNet,
+    image_logits,
+    image_score,
+    segmentation_loss,
+)
+from medimg_utils.pneumothorax.preprocess import (
+    Augment,
+    ContrastError,
+    Geometry,
+    prepare,
+    tiled_probability,
+)
+from medimg_utils.settings import SIZES
+from medimg_utils.splits import LeakError, check_no_leak, patient_folds
+from medimg_utils.training import BEST, Batch, RunError, fit, load_tensors, stable_seed
+
+PRIOR = "prior_mask"  # mean training mask, kept beside the weights for a control
+BLANK = 0.02  # grey values below this are called black in the style control
+
+
+# ------------------------------------------------------------------------------- settings
+
+
+def setting(default: Any, *, paper: Any = None, why: str) -> Any:
+    """A field that knows the paper's value (None: not published) and our reason."""
+    return field(default=default, metadata={"paper": paper, "why": why})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a trained network depends on, beside its data and seed.
+
+    The defaults are the paper's values where it gives them. `describe` prints the table.
+    """
+
+    size: str = setting("paper", why="name of the run size")
+    images: int | None = setting(
+        871,
+        paper=871,
+        why="annotated radiographs; other sizes take what the folder holds",
+    )
+    resize: int = setting(480, paper=480, why="side of the square image")
+    crop: int = setting(448, paper=448, why="side of the random training crop")
+    epochs: int = setting(400, paper=400, why="passes over the training set")
+    folds: int = setting(5, paper=5, why="patient-wise, stratified cross-validation")
+    validation_folds: int = setting(
+        8, why="one in this many training patients chooses the epoch and the thresholds"
+    )
+    channels: tuple[int, ...] = setting(
+        (64, 128, 256, 512, 1024), why="width of each level; the original U-Net's"
+    )
+    batch_size: int = setting(8, why="fits a GPU of 16 GB")
+    learning_rate: float = setting(1e-3, why="peak for AdamW, warm-up then cosine")
+    weight_decay: float = setting(0.01, why="AdamW's usual value")
+    augmentation: float = setting(
+        1.0, why="strength; broad, because scanners differ more than patients"
+    )
+    flip: float = setting(
+        0.5, why="left-right flips; side is no clue to a pneumothorax"
+    )
+    image_weight: float = setting(0.5, why="weight of the image score in the loss")
+    curriculum: float = setting(
+        0.3,
+        why="share of training over which masks below 1 % of the image come to count fully",
+    )
+    positive_share: float | None = setting(
+        None, why="share of positives an epoch draws; None takes the data as they are"
+    )
+    positions: int = setting(2, why="overlapping crops along each axis at prediction")
+    specificity: float = setting(0.9, why="at which the score threshold is set")
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "paper": Experiment(),
+    "lab": Experiment(
+        size="lab",
+        images=None,
+        epochs=40,
+        channels=(16, 16, 32, 64, 96, 128),
+        batch_size=8,
+        learning_rate=2e-3,
+        positive_share=0.5,
+    ),
+    "tiny": Experiment(
+        size="tiny",
+        images=None,
+        resize=240,
+        crop=224,
+        epochs=16,
+        validation_folds=4,
+        channels=(16, 16, 32, 64, 96),
+        batch_size=4,
+        learning_rate=3e-3,
+        augmentation=0.3,
+        positive_share=0.5,
+    ),
+}
+
+
+def get_experiment(size: str, *, epochs: int | None = None) -> Experiment:
+    """The settings of a run size, with another number of epochs where one is given.
+
+    Raises:
+        InputError: no such size, or fewer than one epoch.
+    """
+    if size not in EXPERIMENTS:
+        raise InputError(f"{size!r} is no run size; there are: {', '.join(SIZES)}.")
+    if epochs is None:
+        return EXPERIMENTS[size]
+    if epochs < 1:
+        raise InputError(f"{epochs} epochs were asked for, but at least 1 is needed.")
+    return replace(EXPERIMENTS[size], epochs=epochs)
+
+
+def describe(experiment: Experiment) -> list[dict[str, Any]]:
+    """Rows of the table *Versus the paper*: setting, paper, ours, source, why.
+
+    `source` is `paper` where the paper's value is used, `our choice` where it gives none, and
+    `differs` where we depart from it.
+    """
+    rows = []
+    for item in fields(experiment):
+        ours, paper = getattr(experiment, item.name), item.metadata["paper"]
+        source = (
+            "our choice" if paper is None else "paper" if ours == paper else "differs"
+        )
+        rows.append(
+            {
+                "setting": item.name,
+                "paper": paper,
+                "ours": ours,
+                "source": source,
+                "why": item.metadata["why"],
+            }
+        )
+    return rows
+
+
+def from_json(values: dict[str, Any]) -> Experiment:
+    """The experiment that `dataclasses.asdict` and JSON made of one."""
+    return Experiment(**{**values, "channels": tuple(values["channels"])})
+
+
+# ----------------------------------------------------------------------------------- split
+
+
+class Split(NamedTuple):
+    """Three sets of radiographs that share no patient."""
+
+    train: list[Record]
+    validation: list[Record]
+    test: list[Record]
+
+
+def split(
+    records: Sequence[Record],
+    experiment: Experiment,
+    fold: int | None = None,
+    seed: int = 0,
+) -> Split:
+    """Hold one fold out for the test, and some of the other patients for validation.
+
+    Without a fold there is a single hold-out: the first of the folds.
+
+    Raises:
+        InputError: no such fold, or too few patients.
+    """
+    if fold is not None and not 0 <= fold < experiment.folds:
+        raise InputError(
+            f"fold {fold} was asked for; folds are 0 to {experiment.folds - 1}."
+        )
+    folds = _folds(records, experiment.folds, seed)
+    test = [
+        record for record, k in zip(records, folds, strict=True) if k == (fold or 0)
+    ]
+    rest = [
+        record for record, k in zip(records, folds, strict=True) if k != (fold or 0)
+    ]
+    inner = _folds(rest, experiment.validation_folds, seed)
+    validation = [record for record, k in zip(rest, inner, strict=True) if k == 0]
+    train = [record for record, k in zip(rest, inner, strict=True) if k != 0]
+    for first, second in ((train, validation), (train, test), (validation, test)):
+        check_no_leak([r.patient for r in first], [r.patient for r in second])
+    return Split(train, validation, test)
+
+
+def _folds(records: Sequence[Record], n_folds: int, seed: int) -> NDArray[np.int64]:
+    patients = [record.patient for record in records]
+    return patient_folds(patients, [record.label for record in records], n_folds, seed)
+
+
+# ----------------------------------------------------------------------------------- train
+
+
+def train(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    experiment: str | Experiment = "tiny",
+    *,
+    fold: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    precision: str | None = None,
+    workers: int | None = None,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Train the fully convolutional network on a release.
+
+    Patients of the test fold are never touched. The best epoch and the thresholds are chosen
+    on validation patients. The folder holds what `medimg_utils.training.fit` writes, and
+    `best.json` once training has finished.
+
+    Args:
+        data: folder of a release, SIIM-ACR or ChestX-ray14.
+        out: folder of the run.
+        experiment: a run size, or settings of your own.
+        fold: which fold to hold out; a single hold-out (the first) where None.
+        seed: of the split, the weights, the order and the augmentation.
+        resume: go on with a run that was stopped.
+        accelerator: `auto`, or `cpu` to force it.
+        devices: how many, or `auto`.
+        precision: see `medimg_utils.training.best_precision`.
+        workers: processes that load images.
+        cache: folder for decoded images; in memory where None.
+        progress: show bars.
+
+    Returns:
+        The training log, one row per epoch.
+    """
+    chosen = get_experiment(experiment) if isinstance(experiment, str) else experiment
+    out = Path(out)
+    records = read_release(data)
+    parts = split(records, chosen, fold, seed)
+
+    def square(records: list[Record], augment: Augment | None) -> Radiographs:
+        return Radiographs(
+            records,
+            size=chosen.resize,
+            augment=augment,
+            seed=seed,
+            cache=cache,
+            progress=progress,
+        )
+
+    training = square(
+        parts.train, Augment(chosen.crop, chosen.augmentation, chosen.flip)
+    )
+    validation = square(parts.validation, None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed(seed))
+        network = UNet(channels=chosen.channels)
+
+    def loss(model: nn.Module, batch: Batch, done: float) -> Tensor:
+        smallest = (
+            0.01 * max(0.0, 1 - done / chosen.curriculum) if chosen.curriculum else 0.0
+        )
+        return segmentation_loss(
+            model(batch["image"]),
+            batch["mask"],
+            batch["label"],
+            batch["annotated"],
+            image_weight=chosen.image_weight,
+            smallest=smallest,
+        )
+
+    facts = {
+        "experiment": asdict(chosen),
+        "fold": fold,
+        "seed": seed,
+        "data": describe_data(data, records),
+        "patients": {
+            "train": _digests(parts.train),
+            "validation": _digests(parts.validation),
+        },
+    }
+    history = fit(
+        network,
+        training,
+        loss=loss,
+        validate=lambda model: quick_validation(model, validation),
+        best_by="val_selection",
+        out=out,
+        settings=facts,
+        epochs=chosen.epochs,
+        batch_size=chosen.batch_size,
+        learning_rate=chosen.learning_rate,
+        weight_decay=chosen.weight_decay,
+        seed=seed,
+        labels=[record.label for record in parts.train],
+        positive_share=chosen.positive_share,
+        extra={PRIOR: mean_mask(training)},
+        resume=resume,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        workers=workers,
+        progress=progress,
+    )
+    weights, stored = load_tensors(out / BEST)
+    prior = weights.pop(PRIOR)
+    network.load_state_dict(weights)
+    network.to(Fabric(accelerator=accelerator, devices=1).device)
+    thresholds = choose_thresholds(network, validation, chosen, prior, progress)
+    n = {name: len(part) for name, part in parts._asdict().items()}
+    write_json_atomic(
+        (out / BEST).with_suffix(".json"),
+        {
+            **facts,
+            "best": stored["best"],
+            "thresholds": thresholds,
+            "about": results.provenance(
+                size=chosen.size,
+                data=facts["data"],
+                device=_device_name(),
+                seed=seed,
+                n=n,
+            ),
+        },
+    )
+    return history
+
+
+def _device_name() -> str:
+    return Fabric(accelerator="auto", devices=1).device.type
+
+
+def _digests(records: Sequence[Record]) -> list[str]:
+    """One-way names of the patients: enough to notice one again, not to tell who it is."""
+    return sorted({_digest(record) for record in records})
+
+
+def _digest(record: Record) -> str:
+    return hashlib.sha256(f"patient:{record.patient}".encode()).hexdigest()[:16]
+
+
+def describe_data(
+    root: str | os.PathLike[str], records: Sequence[Record]
+) -> dict[str, Any]:
+    """What a number was measured on: name of the folder, counts, and whether it is simulated."""
+    simulated = Path(root) / "simulation.json"
+    return {
+        "folder": Path(root).resolve().name,
+        "images": len(records),
+        "patients": len({record.patient for record in records}),
+        "positives": sum(record.label for record in records),
+        "simulated": simulated.is_file(),
+    }
+
+
+def mean_mask(data: Radiographs, side: int = 120) -> Tensor:
+    """(side, side): how often each place is inside a mask among the positives of a set."""
+    positives = [
+        k for k, record in enumerate(data.records) if record.label and record.rle
+    ]
+    total = torch.zeros(side, side)
+    for index in positives:
+        total += F.adaptive_avg_pool2d(data.mask(index), side)[0]
+    return total / max(1, len(positives))
+
+
+@torch.inference_mode()
+def quick_validation(
+    model: nn.Module, data: Radiographs, batch_size: int = 8
+) -> dict[str, float]:
+    """AUC and Dice of positives in one pass over whole squares: enough to choose an epoch."""
+    device = next(model.parameters()).device
+    scores: list[float] = []
+    overlaps: list[float] = []
+    for start in range(0, len(data), batch_size):
+        items = [data[k] for k in range(start, min(start + batch_size, len(data)))]
+        logits = (
+            model(torch.stack([item["image"] for item in items]).to(device))
+            .float()
+            .cpu()
+        )
+        scores += image_logits(logits).sigmoid().tolist()
+        overlaps += [
+            metrics.dice(logits[k, 0] > 0, item["mask"][0] >= 0.5)
+            for k, item in enumerate(items)
+            if item["mask"].any()
+        ]
+    area = metrics.auc([record.label for record in data.records], scores)
+    overlap = float(np.mean(overlaps)) if overlaps else float("nan")
+    known = [value for value in (area, overlap) if not np.isnan(value)]
+    selection = float(np.mean(known)) if known else float("nan")
+    return {"val_auc": area, "val_dice": overlap, "val_selection": selection}
+
+
+def choose_thresholds(
+    network: nn.Module,
+    data: Radiographs,
+    experiment: Experiment,
+    prior: Tensor,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Thresholds of pixel, score and position prior, from validation images alone.
+
+    The pixel's is the one of 19 with the best mean Dice of positives. The score's gives the
+    wanted specificity. Where the validation set has no positives or no negatives it is 0.5.
+    """
+    network.eval()
+    grid = np.round(np.linspace(0.05, 0.95, 19), 2)
+    scores, overlaps, overlaps_of_prior = [], [], []
+    static = _enlarge(prior, experiment.resize)
+    levels = grid * max(float(static.max()), 1e-6)  # a mean mask never comes near 1
+    for index in tqdm(
+        range(len(data)), "thresholds", disable=not progress, leave=False
+    ):
+        probability = tiled_probability(
+            network,
+            data.image(index),
+            crop=experiment.crop,
+            positions=experiment.positions,
+        )
+        scores.append(image_score(probability))
+        mask = data.mask(index)[0] >= 0.5
+        if mask.any():
+            overlaps.append(
+                [metrics.dice(probability >= level, mask) for level in grid]
+            )
+            overlaps_of_prior.append(
+                [metrics.dice(static >= level, mask) for level in levels]
+            )
+    labels = [record.label for record in data.records]
+    operating = metrics.sensitivity_at_specificity(
+        labels, scores, experiment.specificity
+    )
+    usable = np.isfinite(operating.threshold)
+    return {
+        "mask": float(grid[np.mean(overlaps, axis=0).argmax()]) if overlaps else 0.5,
+        "score": operating.threshold if usable else 0.5,
+        "prior": float(levels[np.mean(overlaps_of_prior, axis=0).argmax()])
+        if overlaps
+        else 0.5,
+    }
+
+
+def _enlarge(prior: Tensor, size: int) -> Tensor:
+    return F.interpolate(prior[None, None], size=(size, size), mode="bilinear")[0, 0]
+
+
+# ------------------------------------------------------------------------------------ runs
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained network with what belongs to it; see `load_run`.
+
+    Attributes:
+        network: in evaluation mode, on this machine's device.
+        experiment: its settings.
+        thresholds: of `mask`, `score` and `prior`, chosen on validation patients.
+        prior: (120, 120) mean training mask.
+        facts: all of its JSON file.
+        name: of the folder, or of the network that travels with the package.
+    """
+
+    network: UNet
+    experiment: Experiment
+    thresholds: dict[str, float]
+    prior: Tensor
+    facts: dict[str, Any]
+    name: str
+
+
+def load_run(run: str | os.PathLike[str]) -> Run:
+    """Load a network from a run's folder, or the one that travels with the package.
+
+    Args:
+        run: a folder that `train` wrote, or `lab` for the network in `medimg_utils.pretrained`.
+
+    Raises:
+        RunError: the folder holds no finished run.
+    """
+    if str(run) in SIZES:
+        path = pretrained.find(f"pneumothorax-{run}")
+        name = path.stem
+    else:
+        path, name = Path(run) / BEST, Path(run).resolve().name
+    if not path.is_file() or not path.with_suffix(".json").is_file():
+        raise RunError(
+            f"{run} holds no finished run ({path.name} and {path.stem}.json). Train it, or go on "
+            "with `train ... --resume`."
+        )
+    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    experiment = from_json(facts["experiment"])
+    network = UNet(channels=experiment.channels)
+    tensors, _ = load_tensors(path)
+    prior = tensors.pop(PRIOR)
+    network.load_state_dict({key: value.float() for key, value in tensors.items()})
+    network.eval().to(Fabric(accelerator="auto", devices=1).device)
+    return Run(network, experiment, facts["thresholds"], prior.float(), facts, name)
+
+
+class Prediction(NamedTuple):
+    """What the network says about one radiograph.
+
+    Attributes:
+        image: the radiograph.
+        probability: (H, W) float32 at the image's own size.
+        score: of the whole image, in [0, 1].
+        mask: (H, W) bool, probability at or above the run's threshold.
+    """
+
+    image: Image2D
+    probability: NDArray[np.float32]
+    score: float
+    mask: NDArray[np.bool_]
+
+
+def predict_image(run: Run, path: str | os.PathLike[str]) -> Prediction:
+    """Read one radiograph and predict.
+
+    Raises:
+        ImageError: the file cannot be used.
+    """
+    image = read_image(path)
+    try:
+        square, geometry = prepare(image.pixels, run.experiment.resize)
+    except ContrastError as error:
+        raise ImageError(f"{path}: {error}") from error
+    probability = tiled_probability(
+        run.network,
+        torch.from_numpy(square / np.float32(255))[None],
+        crop=run.experiment.crop,
+        positions=run.experiment.positions,
+    )
+    restored = geometry.restore(probability).numpy()
+    mask = restored >= run.thresholds["mask"]
+    return Prediction(image, restored, image_score(probability), mask)
+
+
+def mask_area_mm2(
+    mask: NDArray[np.bool_], spacing_mm: tuple[float, float] | None
+) -> float | None:
+    """Area of a mask in mm², None where the spacing is unknown.
+
+    >>> mask_area_mm2(np.ones((2, 3), bool), (0.5, 0.2))
+    0.6
+    """
+    if spacing_mm is None:
+        return None
+    return round(int(mask.sum()) * spacing_mm[0] * spacing_mm[1], 3)
+
+
+# -------------------------------------------------------------------------------- evaluate
+
+
+def evaluate(
+    data: str | os.PathLike[str],
+    run: str | os.PathLike[str],
+    *,
+    fold: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    truth: str | os.PathLike[str] | None = None,
+    draws: int = 1000,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure a trained network on patients it has never seen, beside trivial controls.
+
+    Patients of the training and validation sets are left out, so the release that a network
+    was trained on leaves the held-out fold, and a release of other patients is used whole.
+
+    Args:
+        data: folder of a release.
+        run: folder of a run, or `lab`.
+        fold: must be the fold that the run held out; None takes whichever it was.
+        out: where to write the numbers as JSON.
+        truth: csv with `ImageId` and columns that only a simulation knows; adds subgroups.
+        draws: of the bootstrap over patients.
+        progress: show a bar.
+
+    Returns:
+        The numbers. What is undefined is NaN (null in the file).
+
+    Raises:
+        LeakError: no patient is left, or the fold is one that the run was trained on.
+    """
+    loaded = load_run(run)
+    held = loaded.facts["fold"] or 0  # the single hold-out is the first fold
+    if fold is not None and fold != held:
+        raise LeakError(
+            f"the run {loaded.name} held out fold {held}, so it was trained on "
+            f"patients of fold {fold}. Evaluate its own fold, or train with --fold {fold}."
+        )
+    everyone = read_release(data)
+    known = {
+        *loaded.facts["patients"]["train"],
+        *loaded.facts["patients"]["validation"],
+    }
+    records = [record for record in everyone if _digest(record) not in known]
+    if not records:
+        raise LeakError(
+            f"every patient of {data} was used to train {loaded.name}. Evaluate on other patients."
+        )
+    check_no_leak(known, _digests(records))
+
+    cases = []
+    style = []
+    for record in tqdm(records, "evaluate", disable=not progress, leave=False):
+        prediction = predict_image(loaded, record.path)
+        cases.append(_case(record, prediction, loaded))
+        style.append(style_features(prediction.image.pixels))
+    held_out = len(records) < len(everyone)
+    answer = {
+        "use_case": "pneumothorax",
+        "run": loaded.name,
+        "fold": loaded.facts["fold"] if held_out else None,
+        "protocol": "patients held out of the training release"
+        if held_out
+        else "a release of other patients than those of training",
+        "thresholds": loaded.thresholds,
+        "experiment": asdict(loaded.experiment),
+        **summarise(
+            cases, loaded.thresholds["score"], loaded.experiment.specificity, draws
+        ),
+        "controls": {
+            **_controls(cases),
+            "style": style_control(cases, np.array(style)),
+        },
+        "subgroups": _subgroups(cases, Path(truth)) if truth is not None else None,
+        "about": results.provenance(
+            size=loaded.experiment.size,
+            data=describe_data(data, records),
+            device=_device_name(),
+            seed=loaded.facts["seed"],
+            n=len(records),
+        ),
+        "cases": cases,
+    }
+    if out is not None:
+        write_json_atomic(out, answer)
+    return answer
+
+
+def _case(record: Record, prediction: Prediction, run: Run) -> dict[str, Any]:
+    """One row per image; distances and overlaps of positives with a mask."""
+    image, probability, score, mask = prediction
+    row: dict[str, Any] = {
+        "image_id": record.image_id,
+        "patient": _digest(record),
+        "label": record.label,
+        "score": round(score, 6),
+        "predicted_area": float(mask.mean()),
+    }
+    if not (record.label and record.rle):
+        return row
+    shape = (mask.shape[0], mask.shape[1])
+    true = record.mask(shape)
+    mirrored = true[:, ::-1]
+    geometry = Geometry(shape, run.experiment.resize)
+    static = geometry.restore(_enlarge(run.prior, run.experiment.resize)).numpy()
+    distance = metrics.hausdorff95(mask, true, image.spacing_mm)
+    return row | {
+        "area": float(true.mean()),
+        "dice": metrics.dice(mask, true),
+        "hausdorff95_mm": distance if image.spacing_mm else float("nan"),
+        "hausdorff95_px": metrics.hausdorff95(mask, true),
+        "pointing": metrics.pointing_game(probability, true),
+        "mirrored_dice": metrics.dice(mask, mirrored),
+        "mirrored_pointing": metrics.pointing_game(probability, mirrored),
+        "prior_dice": metrics.dice(static >= run.thresholds["prior"], true),
+        "prior_pointing": metrics.pointing_game(static, true),
+    }
+
+
+def summarise(
+    cases: Sequence[dict[str, Any]],
+    threshold: float,
+    specificity: float,
+    draws: int = 1000,
+) -> dict[str, Any]:
+    """Detection, segmentation, localisation and calibration of rows as `evaluate` makes them."""
+    labels = np.array([case["label"] for case in cases])
+    scores = np.array([case["score"] for case in cases])
+    patients = np.array([case["patient"] for case in cases])
+    positives = [case for case in cases if "dice" in case]
+    groups = [case["patient"] for case in positives]
+    delong = metrics.auc_delong(labels, scores)
+    clustered = metrics.auc_bootstrap(labels, scores, patients, draws=draws)
+    reached = metrics.sensitivity_at_specificity(labels, scores, specificity)
+    interval = metrics.bootstrap(
+        lambda index: (
+            metrics.sensitivity_at_specificity(
+                labels[index], scores[index], specificity
+            ).sensitivity
+        ),
+        patients,
+        draws=draws,
+    )
+
+    def mean(name: str) -> dict[str, Any]:
+        values = np.array([case[name] for case in positives], dtype=float)
+        if not values.size:
+            return {"value": None, "low": None, "high": None, "n": 0}
+        found = metrics.bootstrap(
+            lambda index: float(values[index].mean()), groups, draws=draws
+        )
+        return {**found._asdict(), "median": float(np.median(values)), "n": values.size}
+
+    def distance(name: str) -> dict[str, Any]:
+        values = np.array([case[name] for case in positives], dtype=float)
+        values = values[~np.isnan(values)]
+        missed = int(np.isinf(values).sum())
+        found = values[np.isfinite(values)]
+        middle = float(np.median(found)) if found.size else None
+        return {"median": middle, "n": int(found.size), "without_prediction": missed}
+
+    return {
+        "n": {
+            "images": len(cases),
+            "patients": len(set(patients)),
+            "positives": int(labels.sum()),
+            "with_mask": len(positives),
+        },
+        "auc": {
+            "value": delong.value,
+            "delong": [delong.low, delong.high],
+            "bootstrap": [clustered.low, clustered.high],
+        },
+        "sensitivity_at_specificity": {
+            "wanted_specificity": specificity,
+            **reached._asdict(),
+            "bootstrap": [interval.low, interval.high],
+        },
+        "operating_point": metrics.at_threshold(labels, scores, threshold)._asdict(),
+        "dice": mean("dice"),
+        "hausdorff95_mm": distance("hausdorff95_mm"),
+        "hausdorff95_px": distance("hausdorff95_px"),
+        "pointing_game": mean("pointing"),
+        "calibration": {
+            "brier": metrics.brier(labels, scores),
+            "expected_calibration_error": metrics.expected_calibration_error(
+                labels, scores
+            ),
+        },
+    }
+
+
+def _controls(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the same prediction scores against mirrored masks, and a map that never looks."""
+    positives = [case for case in cases if "dice" in case]
+
+    def mean(name: str) -> float:
+        return (
+            float(np.mean([case[name] for case in positives]))
+            if positives
+            else float("nan")
+        )
+
+    return {
+        "mirrored_mask": {
+            "dice": mean("mirrored_dice"),
+            "pointing": mean("mirrored_pointing"),
+        },
+        "static_prior": {
+            "dice": mean("prior_dice"),
+            "pointing": mean("prior_pointing"),
+        },
+    }
+
+
+def style_features(pixels: NDArray[np.floating]) -> list[float]:
+    """Black share, white share, mean, standard deviation and contrast of an image.
+
+    None of them shows a pneumothorax. If they tell positives from negatives, the two classes
+    come from different sources.
+    """
+    low, high = np.percentile(pixels, [5, 95])
+    return [
+        float((pixels < BLANK).mean()),
+        float((pixels > 1 - BLANK).mean()),
+        float(pixels.mean()),
+        float(pixels.std()),
+        float(high - low),
+    ]
+
+
+def style_control(
+    cases: Sequence[dict[str, Any]], features: NDArray[np.float64]
+) -> dict[str, Any]:
+    """AUC of a logistic regression on style alone, on patients it was not fitted to."""
+    labels = np.array([case["label"] for case in cases])
+    patients = np.array([case["patient"] for case in cases])
+    names = ["black_share", "white_share", "mean", "sd", "contrast"]
+    single = {
+        # Either direction would give the class away.
+        name: abs(metrics.auc(labels, column) - 0.5) + 0.5
+        for name, column in zip(names, features.T, strict=True)
+    }
+    folds = min(5, len(set(patients)))
+    area = float("nan")
+    if folds >= 2 and 1 < labels.sum() < len(labels) - 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a fold without positives gives no fit
+            try:
+                scores = cross_val_predict(
+                    make_pipeline(
+                        StandardScaler(), LogisticRegression(class_weight="balanced")
+                    ),
+                    features,
+                    labels,
+                    groups=patients,
+                    cv=GroupKFold(folds),
+                    method="predict_proba",
+                )[:, 1]
+                area = metrics.auc(labels, scores)
+            except ValueError:  # one class only in a fold's training part
+                area = float("nan")
+    return {"auc": area, "single_feature_auc": single}
+
+
+def _subgroups(cases: Sequence[dict[str, Any]], truth: Path) -> dict[str, Any]:
+    """AUC and Dice by what only a simulation knows (side, kind, drain, anatomy ...).
+
+    Where a value occurs in positives only, they are compared with all negatives.
+    """
+    with truth.open(newline="", encoding="utf-8") as file:
+        rows = {row["ImageId"]: row for row in csv.DictReader(file)}
+    absent = [case["image_id"] for case in cases if case["image_id"] not in rows]
+    if absent:
+        raise InputError(
+            f"{truth} does not list {len(absent)} of {len(cases)} images, e.g. {absent[0]}. Give "
+            "the truth file of the same simulation."
+        )
+    names = [
+        name for name in next(iter(rows.values())) if name not in ("ImageId", "patient")
+    ]
+    answer: dict[str, Any] = {}
+    for name in names:
+        values = sorted({rows[case["image_id"]][name] for case in cases})
+        if not 1 < len(values) <= 12:
+            continue  # constant, or a measurement instead of a group
+        answer[name] = {}
+        for value in values:
+            group = [case for case in cases if rows[case["image_id"]][name] == value]
+            positives = [case for case in group if case["label"]]
+            negatives = [case for case in group if not case["label"]]
+            negatives = negatives or [case for case in cases if not case["label"]]
+            compared = positives + negatives
+            overlaps = [case["dice"] for case in positives if "dice" in case]
+            answer[name][value or "none"] = {
+                "positives": len(positives),
+                "negatives": len(negatives),
+                "auc": metrics.auc(
+                    [case["label"] for case in compared],
+                    [case["score"] for case in compared],
+                ),
+                "dice": float(np.mean(overlaps)) if overlaps else float("nan"),
+            }
+    return answer
+
+
+# --------------------------------------------------------------------------------- predict
+
+
+def predict(
+    run: str | os.PathLike[str],
+    files: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Write probability map, overlay and score of each radiograph.
+
+    For an input file NAME.ending the folder then holds
+
+    | file | content |
+    |---|---|
+    | `NAME.probability.png` | (H, W) 16 bit at the input's size, 65535 = 1 |
+    | `NAME.overlay.png` | (H, W, 3) the radiograph, with the probability in orange |
+    | `NAME.json` | `score`, `mask_area_mm2` (null where spacing is unknown), `settings` |
+
+    Nothing from the input's header is copied. Each file appears whole, NAME.json last.
+
+    Args:
+        run: folder of a run, or `lab`.
+        files: DICOM, PNG or JPEG.
+        out: folder; made where it does not exist.
+        progress: show a bar.
+
+    Returns:
+        What the JSON files hold, in the order of `files`.
+
+    Raises:
+        InputError: names that cannot become output files; nothing has been written then.
+        ImageError: some files cannot be read; the others have been written.
+    """
+    out = Path(out)
+    inputs = [Path(file) for file in files]
+    _check_names(inputs, out)
+    loaded = load_run(run)
+    settings = {
+        "use_case": "pneumothorax",
+        "run": loaded.name,
+        "experiment": asdict(loaded.experiment),
+        "thresholds": loaded.thresholds,
+        "trained_on": loaded.facts["data"],
+    }
+    answers, failures = [], []
+    for path in tqdm(inputs, "predict", disable=not progress, leave=False):
+        try:
+            prediction = predict_image(loaded, path)
+        except (ImageError, OSError) as error:
+            failures.append(str(error))
+            continue
+        answer = {
+            "score": prediction.score,
+            "positive": prediction.score >= loaded.thresholds["score"],
+            "mask_area_mm2": mask_area_mm2(
+                prediction.mask, prediction.image.spacing_mm
+            ),
+            "mask_area_share": float(prediction.mask.mean()),
+            "spacing_mm": prediction.image.spacing_mm,
+            "shape": list(prediction.mask.shape),
+            "settings": settings,
+        }
+        deep = np.round(prediction.probability * 65535).astype(np.uint16)
+        write_png_atomic(out / f"{path.stem}.probability.png", deep)
+        write_png_atomic(out / f"{path.stem}.overlay.png", overlay(prediction))
+        write_json_atomic(out / f"{path.stem}.json", answer)
+        answers.append(to_json(answer))
+    if failures:
+        raise ImageError(
+            f"{len(failures)} of {len(inputs)} files could not be used, the others were "
+            "written: " + " | ".join(failures)
+        )
+    return answers
+
+
+def overlay(prediction: Prediction) -> NDArray[np.uint8]:
+    """(H, W, 3) radiograph with the probability as orange tint and the mask's outline."""
+    grey = prediction.image.pixels[..., None]
+    orange = np.array([0.90, 0.62, 0.0])  # told apart with any colour vision
+    tint = 0.6 * np.clip(prediction.probability, 0, 1)[..., None]
+    picture = grey * (1 - tint) + orange * tint
+    mask = torch.from_numpy(prediction.mask).float()[None, None]
+    width = max(1, round(max(prediction.mask.shape) / 500))
+    grown = F.max_pool2d(mask, 2 * width + 1, stride=1, padding=width)[0, 0].numpy() > 0
+    picture[grown & ~prediction.mask] = orange
+    return np.round(picture * 255).astype(np.uint8)
+
+
+def _check_names(inputs: Sequence[Path], out: Path) -> None:
+    """Refuse, before anything is written, what would overwrite or escape."""
+    if not inputs:
+        raise InputError(
+            "no file was given. Give one or more DICOM, PNG or JPEG files."
+        )
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file. Give the path of a folder for the results.")
+    missing = [str(path) for path in inputs if not path.is_file()]
+    if missing:
+        raise InputError(f"there is no file {', '.join(missing)}. Check the path.")
+    for path in inputs:
+        unsafe = path.stem in (".", "..") or any(
+            sign in '/\\:*?"<>|' or not sign.isprintable() for sign in path.stem
+        )
+        if unsafe or len(f"{path.stem}.probability.png".encode()) > 255:
+            raise InputError(
+                f"{path.name!r} cannot name the results: it holds signs that file names cannot "
+                "have everywhere, or is too long. Rename the file."
+            )
+    seen: dict[str, Path] = {}
+    for path in inputs:
+        other = seen.setdefault(path.stem.casefold(), path)
+        if other is not path:
+            raise InputError(
+                f"{other} and {path} would both write {path.stem}.json (capitals do not count). "
+                "Rename one, or predict them into different folders."
+            )
+    endings = (".probability.png", ".overlay.png", ".json")
+    results_of = {
+        (out / f"{path.stem}{end}").resolve() for path in inputs for end in endings
+    }
+    for path in inputs:
+        if path.resolve() in results_of:
+            raise InputError(
+                f"a result would overwrite the input {path}. Give another folder."
+            )

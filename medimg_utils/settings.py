@@ -1,0 +1,67 @@
+"""Run size, data directory, device and seed: the four things that differ between machines.
+
+>>> import os
+>>> os.environ["MEDIMG_SIZE"] = "tiny"
+>>> get_settings().size
+'tiny'
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medimg_utils.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+SIZES = ("tiny", "lab", "paper")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how large to run.
+
+    Attributes:
+        size: one of `SIZES`.
+        data: folder that holds anatomy, simulated releases and the reader's own downloads.
+        device: the accelerator of this machine, or the CPU where it has none.
+        seed: the number that every random choice is derived from.
+    """
+
+    size: str
+    data: Path
+    device: torch.device
+    seed: int
+
+
+def get_settings() -> Settings:
+    """Read the settings from the environment.
+
+    `MEDIMG_SIZE` is `tiny` unless set, `MEDIMG_DATA` is `data/`, `MEDIMG_SEED` is 0. The
+    device is chosen by Lightning Fabric.
+
+    Raises:
+        InputError: an environment variable holds a value that cannot be used.
+    """
+    from lightning_fabric import Fabric
+
+    size = os.environ.get("MEDIMG_SIZE", "tiny")
+    if size not in SIZES:
+        raise InputError(
+            f"MEDIMG_SIZE is {size!r}, but the run sizes are {', '.join(SIZES)}. Set one of these."
+        )
+    text = os.environ.get("MEDIMG_SEED", "0")
+    if not text.strip().isdecimal():
+        raise InputError(
+            f"MEDIMG_SEED is {text!r}, but a whole number of 0 or more is needed."
+        )
+    return Settings(
+        size=size,
+        data=Path(os.environ.get("MEDIMG_DATA", "data")).expanduser(),
+        device=Fabric(accelerator="auto", devices=1).device,
+        seed=int(text),
+    )

@@ -1,0 +1,418 @@
+"""One readable training loop, on any device, that survives being killed at any moment.
+
+Nothing in the loop remembers randomness. The order of the images follows from (seed, epoch),
+an image's augmentation from (seed, epoch, image), and whatever a network draws in a step from
+(seed, step). A checkpoint therefore needs only weights, optimiser and the number of the step,
+all in one file that is replaced in one move. Training that was killed and resumed ends with
+the same weights as training that was not: bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import ArrayLike
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from medimg_utils.errors import InputError
+from medimg_utils.io import atomic_path, to_json, write_json_atomic, write_text_atomic
+
+Batch = dict[str, Any]
+LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
+
+
+class RunError(InputError):
+    """A run's folder cannot be used as asked."""
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss or its gradient is no number any more."""
+
+
+# ------------------------------------------------------------------ randomness and order
+
+
+def stable_seed(*parts: int) -> int:
+    """One seed from several numbers, the same in every process and on every machine.
+
+    >>> stable_seed(0, 1) == stable_seed(0, 1), stable_seed(0, 1) == stable_seed(1, 0)
+    (True, False)
+    """
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+def epoch_batches(
+    n: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    labels: ArrayLike | None = None,
+    positive_share: float | None = None,
+) -> list[list[tuple[int, int]]]:
+    """Which images make up each batch of an epoch, as (epoch, index) pairs.
+
+    Args:
+        n: images in the training set.
+        batch_size: images in a batch; the last batch holds the rest.
+        seed: of the run.
+        epoch: counted from 0.
+        labels: (n,) 0 or 1; needed with `positive_share`.
+        positive_share: share of positives among the n draws of an epoch. The rarer class is
+            repeated, the other one takes turns from epoch to epoch. None takes each image once.
+    """
+    random = np.random.default_rng(stable_seed(seed, epoch))
+    if positive_share is None:
+        order = random.permutation(n)
+    else:
+        classes = np.asarray(labels).astype(bool)
+        wanted = {True: round(positive_share * n), False: n - round(positive_share * n)}
+        chosen = []
+        for value, count in wanted.items():
+            members = np.flatnonzero(classes == value)
+            if not members.size:
+                raise InputError(
+                    f"a share of {positive_share:.0%} positives was asked for, but all {n} images "
+                    f"are {'negative' if value else 'positive'}."
+                )
+            rounds = math.ceil(count / members.size)
+            turns = [random.permutation(members) for _ in range(rounds)]
+            chosen.append(np.concatenate([members[:0], *turns])[:count])
+        order = random.permutation(np.concatenate(chosen))
+    return [
+        [(epoch, int(index)) for index in order[start : start + batch_size]]
+        for start in range(0, n, batch_size)
+    ]
+
+
+def learning_rate_at(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over the first 5 % of the steps, then half a cosine down to 1 %.
+
+    >>> [round(learning_rate_at(step, 100, 1.0), 3) for step in (0, 4, 5, 99)]
+    [0.2, 1.0, 1.0, 0.01]
+    """
+    warm = max(1, round(0.05 * steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def best_precision(device: torch.device) -> str:
+    """`bf16-mixed` where the device computes in bfloat16 itself, else `32-true`.
+
+    Emulated bfloat16 is slower than float32, and float16 would need a loss scaler, whose state
+    is one more thing to save.
+    """
+    if device.type == "cpu":
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    else:
+        module = torch.get_device_module(device)
+        try:
+            native = module.is_bf16_supported(including_emulation=False)
+        except (AttributeError, TypeError):
+            native = False
+    return "bf16-mixed" if native else "32-true"
+
+
+# --------------------------------------------------------------------------- checkpoints
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Write tensors and facts (as JSON in the header) as one safetensors file, or nothing."""
+    ready = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
+    }
+    with atomic_path(path) as partial:
+        partial.write_bytes(save(ready, metadata={"facts": json.dumps(to_json(facts))}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: tensors on the CPU, and the facts.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+        return load_file(path), facts
+    except Exception as error:  # safetensors has an error class of its own
+        raise RunError(
+            f"{path} cannot be read as a checkpoint ({error}). Give the folder of a finished run."
+        ) from error
+
+
+def _pack(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and optimiser state under flat names."""
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    return tensors
+
+
+def _unpack(
+    tensors: Mapping[str, Tensor], network: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """The inverse of `_pack`, in place."""
+    weights, states = {}, {}  # type: ignore[var-annotated]
+    for key, value in tensors.items():
+        kind, name = key.split(".", 1)
+        if kind == "network":
+            weights[name] = value
+        else:
+            index, name = name.split(".", 1)
+            states.setdefault(int(index), {})[name] = value
+    network.load_state_dict(weights)
+    optimizer.load_state_dict(
+        {"state": states, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+
+
+def _write_log(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text_atomic(path, text.getvalue())
+
+
+# ---------------------------------------------------------------------------------- loop
+
+
+def fit(
+    network: nn.Module,
+    data: Dataset[Batch],
+    *,
+    loss: Callable[[nn.Module, Batch, float], Tensor],
+    validate: Callable[[nn.Module], dict[str, float]],
+    best_by: str,
+    out: Path,
+    settings: Mapping[str, Any],
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    labels: ArrayLike | None = None,
+    positive_share: float | None = None,
+    extra: Mapping[str, Tensor] | None = None,
+    resume: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    precision: str | None = None,
+    workers: int | None = None,
+    save_every: int = 200,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Train a network with AdamW and keep the best and the last state.
+
+    The folder `out` then holds:
+
+    | file | content |
+    |---|---|
+    | `best.safetensors` | weights of the epoch with the highest `best_by`, and `extra` |
+    | `last.safetensors` | weights, optimiser and position of the newest checkpoint |
+    | `log.csv` | a line per epoch: loss, learning rate, what `validate` returned, seconds |
+    | `settings.json` | the settings |
+
+    Args:
+        network: trained in place.
+        data: items are dicts with an `image_id`; indexed by the pairs of `epoch_batches`.
+        loss: (network, batch, share of training done) → scalar.
+        validate: network → named numbers, after every epoch.
+        best_by: which of these numbers chooses the best epoch; higher is better.
+        out: folder of the run; see `resume`.
+        settings: what the weights depend on, stored with them. Resuming with others is refused.
+        epochs: passes over the training set.
+        batch_size: images in a step, over all devices together.
+        learning_rate: the peak; see `learning_rate_at`.
+        weight_decay: of AdamW.
+        seed: of order, augmentation and dropout; initial weights are the caller's.
+        labels: see `epoch_batches`.
+        positive_share: see `epoch_batches`.
+        extra: more tensors to keep beside the best weights.
+        resume: go on from `last.safetensors` where there is one. Without it a folder that
+            already holds a run is refused.
+        accelerator: `auto` takes what the machine has, `cpu` forces the CPU.
+        devices: how many, or `auto`; more than one trains data-parallel.
+        precision: of Lightning Fabric; `best_precision` of the device where None.
+        workers: processes that load images; one fewer than the cores, at most four, where None.
+        save_every: steps between checkpoints inside an epoch.
+        progress: show a bar.
+
+    Returns:
+        The rows of the log.
+
+    Raises:
+        RunError: the folder holds another run, or one that was not to be resumed.
+        NotFiniteError: names the batch. The last checkpoint on disk is from before it.
+    """
+    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)  # type: ignore[arg-type]
+    if precision is None:
+        chosen = best_precision(fabric.device)
+        fabric = Fabric(accelerator=accelerator, devices=devices, precision=chosen)  # type: ignore[arg-type]
+    fabric.launch()
+    if workers is None:
+        workers = min(4, max(1, (os.cpu_count() or 2) - 1))
+
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    adam = torch.optim.AdamW(
+        network.parameters(), lr=learning_rate, weight_decay=weight_decay
+    )
+    model, optimizer = fabric.setup(network, adam)
+
+    n = len(data)  # type: ignore[arg-type]
+    per_epoch = math.ceil(n / batch_size)
+    settings = to_json(settings)
+    state: dict[str, Any] = {
+        "step": 0, "loss_sum": 0.0, "best": None, "history": [], "settings": settings,
+    }  # fmt: skip
+    if (out / LAST).is_file():
+        if not resume:
+            raise RunError(
+                f"{out} already holds a run. Give another folder, or --resume to go on with it."
+            )
+        tensors, state = load_tensors(out / LAST)
+        _check_same(out, state["settings"], settings)
+        _unpack(tensors, network, adam)
+    elif fabric.is_global_zero:
+        write_json_atomic(out / "settings.json", settings)
+
+    def checkpoint() -> None:
+        if fabric.is_global_zero:
+            save_tensors(out / LAST, _pack(network, adam), state)
+
+    first_epoch = state["step"] // per_epoch
+    bar = tqdm(
+        total=epochs * per_epoch,
+        initial=state["step"],
+        desc="train",
+        disable=not (progress and fabric.is_global_zero),
+    )
+    with bar, torch.random.fork_rng(devices=[]):
+        for epoch in range(first_epoch, epochs):
+            started = time.perf_counter()
+            batches = epoch_batches(
+                n,
+                batch_size,
+                seed=seed,
+                epoch=epoch,
+                labels=labels,
+                positive_share=positive_share,
+            )
+            done = (
+                state["step"] - epoch * per_epoch
+            )  # batches of this epoch before the kill
+            shares = [
+                batch[fabric.global_rank :: fabric.world_size]
+                for batch in batches[done:]
+            ]
+            loader = DataLoader(data, batch_sampler=shares, num_workers=workers)
+            model.train()
+            ready: Any = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+            for batch in ready:
+                torch.manual_seed(stable_seed(seed, state["step"]))
+                rate = learning_rate_at(
+                    state["step"], epochs * per_epoch, learning_rate
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                value = loss(model, batch, state["step"] / (epochs * per_epoch))
+                optimizer.zero_grad()
+                fabric.backward(value)
+                length: Any = fabric.clip_gradients(
+                    model, optimizer, max_norm=1.0, error_if_nonfinite=False
+                )
+                number = value.item()
+                place = state["step"] - epoch * per_epoch
+                _check_finite(number, float(length), batch, epoch, place)
+                optimizer.step()
+                state["step"] += 1
+                state["loss_sum"] += number
+                bar.update()
+                if state["step"] % save_every == 0 and state["step"] % per_epoch:
+                    checkpoint()
+
+            model.eval()
+            with torch.inference_mode():
+                measured = validate(model)
+            row = {
+                "epoch": epoch + 1,
+                "loss": state["loss_sum"] / per_epoch,
+                "learning_rate": rate,
+                **measured,
+                "seconds": round(time.perf_counter() - started, 2),
+            }
+            state["history"].append(to_json(row))
+            state["loss_sum"] = 0.0
+            mark = measured[best_by]
+            if not state["best"] or mark > state["best"]["value"]:
+                value_now = (
+                    mark if math.isfinite(mark) else -1.0
+                )  # the first epoch may have none
+                state["best"] = {"epoch": epoch + 1, "by": best_by, "value": value_now}
+                if fabric.is_global_zero:
+                    kept = {**network.state_dict(), **(extra or {})}
+                    save_tensors(
+                        out / BEST, kept, {"settings": settings, "best": state["best"]}
+                    )
+            if fabric.is_global_zero:
+                _write_log(out / LOG, state["history"])
+            checkpoint()
+            bar.set_postfix(loss=f"{row['loss']:.3f}", **{best_by: f"{mark:.3f}"})
+    return state["history"]
+
+
+def _check_finite(
+    value: float, length: float, batch: Batch, epoch: int, place: int
+) -> None:
+    """Stop before the optimiser spreads NaN into every weight."""
+    if math.isfinite(value) and math.isfinite(length):
+        return
+    names = list(batch["image_id"])
+    broken = [
+        name
+        for name, image in zip(names, batch["image"], strict=True)
+        if not torch.isfinite(image).all()
+    ]
+    cause = (
+        f" The image itself is not finite in: {', '.join(broken)}." if broken else ""
+    )
+    raise NotFiniteError(
+        f"the loss is {value} and its gradient's length {length} in epoch {epoch + 1}, batch "
+        f"{place + 1}, with the images {', '.join(names)}.{cause} Look at these images, or "
+        "lower the learning rate; the last checkpoint is from before this batch."
+    )
+
+
+def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [
+        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise RunError(
+            f"{out} was trained with other settings: {'; '.join(changed)}. Resume with the old "
+            "settings, or give another folder."
+        )
