@@ -1,7 +1,7 @@
 """Command line: `python -m medimg_utils train | evaluate | predict USE-CASE ...`.
 
-Each use case is one more subcommand of the three verbs; it only hands its options on to that
-use case's `experiment` module.
+Each use case is one more subcommand of the three verbs; it only hands its options on to
+that use case's `experiment` module.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def train_pneumothorax(
     )
     last = history[-1]
     typer.echo(
-        f"{len(history)} epochs, loss {last['loss']:.3f}, validation AUC {_show(last['val_auc'])}, "
-        f"Dice {_show(last['val_dice'])}: {out}"
+        f"{len(history)} epochs, loss {last['loss']:.3f}, validation AUC "
+        f"{_show(last['val_auc'])}, Dice {_show(last['val_dice'])}: {out}"
     )
 
 

@@ -1,8 +1,9 @@
 """Reading images and run-length masks, writing files that are whole or absent.
 
-A radiograph arrives as DICOM, PNG or JPEG, in 8 to 16 bits, grey or colour, black on white or
-white on black. `read_image` turns each of them into the same thing: a float picture in [0, 1]
-in which more absorption is brighter, with its pixel spacing where the file knows it.
+A radiograph arrives as DICOM, PNG or JPEG, in 8 to 16 bits, grey or colour, black on
+white or white on black. `read_image` turns each of them into the same thing: a float
+picture in [0, 1] in which more absorption is brighter, with its pixel spacing where the
+file knows it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Image2D:
 
     Attributes:
         pixels: (H, W) float32 in [0, 1]; bright is absorbing (bone), dark is air.
-        spacing_mm: (row, column) distance of pixel centres in mm, or None where unknown.
+        spacing_mm: (row, column) distance of pixel centres in mm, or None where
+            unknown.
         meta: facts about the file. Never a name, a birth date or an identifier.
     """
 
@@ -56,8 +58,8 @@ class Image2D:
 def read_image(path: str | os.PathLike[str]) -> Image2D:
     """Read a DICOM, PNG or JPEG file as one grey image.
 
-    The kind of file is told by its first bytes, not by its name. Colour becomes luminance, and
-    transparent pixels become black.
+    The kind of file is told by its first bytes, not by its name. Colour becomes
+    luminance, and transparent pixels become black.
 
     Args:
         path: the file.
@@ -67,8 +69,8 @@ def read_image(path: str | os.PathLike[str]) -> Image2D:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: the file is empty, damaged, of another kind, has several frames, or holds
-            values that are not numbers.
+        ImageError: the file is empty, damaged, of another kind, has several frames, or
+            holds values that are not numbers.
     """
     path = Path(path)
     if path.is_dir():
@@ -114,7 +116,8 @@ def _read_picture(path: Path) -> Image2D:
                 grey = grey / 255
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise ImageError(
-            f"{path} cannot be decoded as PNG or JPEG ({error}). Copy or download it again."
+            f"{path} cannot be decoded as PNG or JPEG ({error}). Copy or download it "
+            "again."
         ) from error
     if frames != 1:
         raise ImageError(
@@ -124,20 +127,22 @@ def _read_picture(path: Path) -> Image2D:
 
 
 def _read_dicom(path: Path) -> Image2D:
-    """DICOM with any transfer syntax that pydicom and Pillow decode (JPEG baseline included)."""
+    """DICOM in any transfer syntax that pydicom and Pillow decode."""
     header = read_header(path, stop_before_pixels=False)
     frames = int(header.get("NumberOfFrames") or 1)
     if frames != 1:
         raise ImageError(
-            f"{path} holds {frames} frames, but one radiograph is needed. Export single frames."
+            f"{path} holds {frames} frames, but one radiograph is needed. Export "
+            "single frames."
         )
     if not any(
         name in header
         for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
     ):
         raise ImageError(
-            f"{path} is DICOM without pixel data ({header.get('Modality') or 'no modality'}). "
-            "It may be truncated, or hold a report instead of an image."
+            f"{path} is DICOM without pixel data "
+            f"({header.get('Modality') or 'no modality'}). It may be truncated, or "
+            "hold a report instead of an image."
         )
     try:
         stored = pixel_array(header)
@@ -148,8 +153,8 @@ def _read_dicom(path: Path) -> Image2D:
         pixels = _display_values(stored, header)
     except Exception as error:  # each decoder has its own kinds of error
         raise ImageError(
-            f"{path}: the pixel data cannot be decoded ({error}). The file may be truncated or "
-            "use a compression that needs another plug-in of pydicom."
+            f"{path}: the pixel data cannot be decoded ({error}). The file may be "
+            "truncated or use a compression that needs another plug-in of pydicom."
         ) from error
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "MONOCHROME1":
@@ -190,8 +195,8 @@ def _display_values(
 ) -> NDArray[np.float64]:
     """Stored values → [0, 1], through rescale and the first window (DICOM PS3.3 C.11).
 
-    Without a window, 8-bit values keep their full range. Deeper images rarely fill theirs, so
-    the darkest and brightest pixel (padding left out) become 0 and 1.
+    Without a window, 8-bit values keep their full range. Deeper images rarely fill
+    theirs, so the darkest and brightest pixel (padding left out) become 0 and 1.
     """
     values = apply_rescale(stored, header).astype(np.float64)
     if "VOILUTSequence" in header:
@@ -266,14 +271,14 @@ def _spacing(header: pydicom.Dataset) -> tuple[tuple[float, float] | None, str |
     return None, None
 
 
-# ---------------------------------------------------------------------- run-length masks
+# --------------------------------------------------------------------- run-length masks
 
 
 def encode_rle(mask: ArrayLike) -> str:
     """Write a mask as the relative run lengths of the SIIM-ACR table.
 
-    The pixels are numbered down the columns. Each run is two numbers: the gap since the end of
-    the run before, and its length. A mask without a pixel is `-1`.
+    The pixels are numbered down the columns. Each run is two numbers: the gap since the
+    end of the run before, and its length. A mask without a pixel is `-1`.
 
     Args:
         mask: (H, W), anything but 0 is foreground.
@@ -291,7 +296,8 @@ def encode_rle(mask: ArrayLike) -> str:
     edges = np.flatnonzero(np.diff(flat))  # start, end, start, end ...
     if not edges.size:
         return "-1"
-    # Differences of successive edges are gap, length, gap, length ...: the format itself.
+    # Differences of successive edges are gap, length, gap, length ...: the format
+    # itself.
     return " ".join(map(str, np.diff(edges, prepend=0).tolist()))
 
 
@@ -317,8 +323,8 @@ def decode_rle(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
     words = text.split()
     if not words or len(words) % 2 or not all(map(str.isdecimal, words)):
         raise RunLengthError(
-            f"{_short(text)!r} is no list of run lengths: pairs of whole numbers, or -1 for an "
-            "empty mask, are expected."
+            f"{_short(text)!r} is no list of run lengths: pairs of whole numbers, or "
+            "-1 for an empty mask, are expected."
         )
     steps = np.array([int(word) for word in words], dtype=object)
     if not all(steps[1::2]):
@@ -340,14 +346,15 @@ def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-# ------------------------------------------------------------------------- atomic writes
+# ------------------------------------------------------------------------ atomic writes
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`, and move it there once it is written whole.
 
-    Readers see the old file or the new one, never half of one, whenever the program is killed.
+    Readers see the old file or the new one, never half of one, whenever the program is
+    killed.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -379,8 +386,8 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     """Write strict JSON that is whole or absent.
 
-    NumPy numbers and arrays, paths and tuples are converted. JSON knows no NaN or infinity:
-    both are written as null.
+    NumPy numbers and arrays, paths and tuples are converted. JSON knows no NaN or
+    infinity: both are written as null.
     """
     text = json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_text_atomic(path, text + "\n")
@@ -414,3 +421,49 @@ def write_png_atomic(path: str | os.PathLike[str], pixels: NDArray[Any]) -> None
         raise TypeError(f"a PNG holds uint8 or uint16, not {pixels.dtype}.")
     with atomic_path(path) as partial:
         Image.fromarray(pixels).save(partial, format="PNG")
+
+
+def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> None:
+    """Refuse, before anything is written, what would overwrite or escape.
+
+    Each input NAME.ending is to become `out`/NAME + each of `endings`.
+
+    Args:
+        inputs: files that exist.
+        out: folder of the results; may not exist yet.
+        endings: of the results.
+
+    Raises:
+        InputError: says which file stands in the way and what to do.
+    """
+    if not inputs:
+        raise InputError("no file was given. Give one or more image files.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file. Give the path of a folder for the results.")
+    missing = [str(path) for path in inputs if not path.is_file()]
+    if missing:
+        raise InputError(f"there is no file {', '.join(missing)}. Check the path.")
+    seen: dict[str, Path] = {}
+    for path in inputs:
+        unsafe = path.stem in (".", "..") or any(
+            sign in '/\\:*?"<>|' or not sign.isprintable() for sign in path.stem
+        )
+        if unsafe or max(len(f"{path.stem}{end}".encode()) for end in endings) > 255:
+            raise InputError(
+                f"{path.name!r} cannot name the results: it holds signs that not every system "
+                "allows in file names, or is too long. Rename the file."
+            )
+        other = seen.setdefault(path.stem.casefold(), path)
+        if other is not path:
+            raise InputError(
+                f"{other} and {path} would both write {path.stem}{endings[-1]} (capitals do not "
+                "count). Rename one, or write them into different folders."
+            )
+    results = {
+        (out / f"{path.stem}{end}").resolve() for path in inputs for end in endings
+    }
+    for path in inputs:
+        if path.resolve() in results:
+            raise InputError(
+                f"a result would overwrite the input {path}. Give another folder."
+            )

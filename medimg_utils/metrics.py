@@ -1,9 +1,9 @@
 """Measures of detection, segmentation and calibration, with their uncertainty.
 
-Detection asks one question of each image (is there a finding?), segmentation one of each pixel,
-localisation whether the network looks at the right place, calibration whether a score of 0.7
-means 70 %. Every function takes plain arrays. What is undefined (an AUC without negatives) is
-NaN, never a guess.
+Detection asks one question of each image (is there a finding?), segmentation one of
+each pixel, localisation whether the network looks at the right place, calibration
+whether a score of 0.7 means 70 %. Every function takes plain arrays. What is undefined
+(an AUC without negatives) is NaN, never a guess.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Threshold(NamedTuple):
     specificity: float
 
 
-# ----------------------------------------------------------------------------- detection
+# ---------------------------------------------------------------------------- detection
 
 
 def _labels_and_scores(
@@ -78,8 +78,9 @@ def delong_covariance(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """AUCs of several scores on the same images, and their covariance.
 
-    The AUC is a mean over pairs, so its variance follows from how much each positive and each
-    negative contributes: DeLong et al. 1988, in the fast form by ranks of Sun and Xu 2014.
+    The AUC is a mean over pairs, so its variance follows from how much each positive
+    and each negative contributes: DeLong et al. 1988, in the fast form by ranks of Sun
+    and Xu 2014.
 
     Args:
         labels: (N,) 0 or 1, at least two of each.
@@ -93,8 +94,8 @@ def delong_covariance(
     positives, negatives = int(truth.sum()), int((~truth).sum())
     if positives < 2 or negatives < 2:
         raise InputError(
-            f"{positives} positives and {negatives} negatives were found, but the variance of an "
-            "AUC needs at least two of each."
+            f"{positives} positives and {negatives} negatives were found, but the "
+            "variance of an AUC needs at least two of each."
         )
     # Share of negatives below each positive, and of positives above each negative.
     everyone = rankdata(rows, axis=1)
@@ -110,9 +111,9 @@ def delong_covariance(
 def auc_delong(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -> Interval:
     """AUC with DeLong's interval, for images that are independent of one another.
 
-    The ends are clipped to [0, 1]. Where every positive scores above every negative the variance
-    is 0 and the interval has no width: that tells of a small test set, not of certainty. With
-    fewer than two images of a class the ends are NaN.
+    The ends are clipped to [0, 1]. Where every positive scores above every negative the
+    variance is 0 and the interval has no width: that tells of a small test set, not of
+    certainty. With fewer than two images of a class the ends are NaN.
 
     >>> round(auc_delong([0, 0, 0, 1, 1], [0.1, 0.4, 0.5, 0.45, 0.8]).value, 6)
     0.833333
@@ -136,12 +137,12 @@ def bootstrap(
 ) -> Interval:
     """Percentile interval of any statistic, drawing whole patients with replacement.
 
-    Images of one patient resemble each other, so drawing single images would make the interval
-    too narrow.
+    Images of one patient resemble each other, so drawing single images would make the
+    interval too narrow.
 
     Args:
-        statistic: takes indices into the test set (with repeats) and returns a number. Draws
-            for which it is NaN are left out.
+        statistic: takes indices into the test set (with repeats) and returns a number.
+            Draws for which it is NaN are left out.
         patients: (N,) identifier of each image's patient.
         draws: how many resampled test sets.
         seed: of the resampling.
@@ -174,7 +175,7 @@ def auc_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """AUC with a bootstrap interval over patients (over images where none are given)."""
+    """AUC with a bootstrap interval over patients (over images without them)."""
     truth, values = _labels_and_scores(labels, scores)
     clusters = np.arange(truth.size) if patients is None else patients
     return bootstrap(
@@ -191,7 +192,8 @@ def roc_points(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Thresholds from high to low with the sensitivity and the specificity of each.
 
-    The first threshold is infinite (nobody is called positive); then comes each distinct score.
+    The first threshold is infinite (nobody is called positive); then comes each
+    distinct score.
     """
     truth, values = _labels_and_scores(labels, scores)
     distinct, group = np.unique(-values, return_inverse=True)
@@ -208,8 +210,8 @@ def sensitivity_at_specificity(
 ) -> Threshold:
     """The best sensitivity among thresholds that keep at least this specificity.
 
-    Scores of the threshold and above count as positive. Where several thresholds are equally
-    good, the highest is given.
+    Scores of the threshold and above count as positive. Where several thresholds are
+    equally good, the highest is given.
 
     >>> sensitivity_at_specificity([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], 0.9)
     Threshold(threshold=0.8, sensitivity=0.5, specificity=1.0)
@@ -239,7 +241,7 @@ def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> Thre
     )
 
 
-# -------------------------------------------------------------------------- segmentation
+# ------------------------------------------------------------------------- segmentation
 
 
 def _two_masks(
@@ -271,15 +273,16 @@ def hausdorff95(
 ) -> float:
     """Robust Hausdorff distance: 95 % of each outline lies this close to the other.
 
-    The outline is the foreground that touches background. The 95th percentile of the distances
-    from each outline to the other is taken in both directions, and the larger of the two is
-    the result. This is the definition of MONAI and of the BraTS challenge before 2023.
+    The outline is the foreground that touches background. The 95th percentile of the
+    distances from each outline to the other is taken in both directions, and the larger
+    of the two is the result. This is the definition of MONAI and of the BraTS challenge
+    before 2023.
 
     Args:
         predicted: mask of any dimension.
         truth: mask of the same shape.
-        spacing: distance of pixel centres along each axis in mm; distances are in pixels where
-            it is None.
+        spacing: distance of pixel centres along each axis in mm; distances are in
+            pixels where it is None.
 
     Returns:
         mm or pixels; infinite where one mask is empty, 0 where both are.
@@ -317,15 +320,15 @@ def pointing_game(
     values, mask = np.asarray(probability), np.asarray(truth).astype(bool)
     if values.shape != mask.shape or not mask.any():
         raise InputError(
-            f"the map {values.shape} and the mask {mask.shape} must be alike, and the mask must "
-            "not be empty: the pointing game is played on positives."
+            f"the map {values.shape} and the mask {mask.shape} must be alike, and the "
+            "mask must not be empty: the pointing game is played on positives."
         )
     row, column = np.unravel_index(np.argmax(values), values.shape)
     rows, columns = np.nonzero(mask)
     return bool(((rows - row) ** 2 + (columns - column) ** 2).min() <= tolerance**2)
 
 
-# --------------------------------------------------------------------------- calibration
+# -------------------------------------------------------------------------- calibration
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -341,7 +344,7 @@ def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
 def calibration_bins(
     labels: ArrayLike, probabilities: ArrayLike, bins: int = 10
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Mean probability, share of positives and number of images in equal bins of [0, 1].
+    """Mean probability, share of positives and count in equal bins of [0, 1].
 
     Empty bins hold NaN. Together the first two draw the reliability diagram.
     """
@@ -359,7 +362,7 @@ def calibration_bins(
 def expected_calibration_error(
     labels: ArrayLike, probabilities: ArrayLike, bins: int = 10
 ) -> float:
-    """Mean distance of probability and share of positives over the bins, weighted by images.
+    """Mean distance of probability and share of positives, weighted by images.
 
     >>> round(expected_calibration_error([0, 1, 1, 1], [0.75, 0.75, 0.75, 0.75]), 6)
     0.0

@@ -1,4 +1,4 @@
-"""Run size, data directory, device and seed: the four things that differ between machines.
+"""Run size, data directory, device and seed: what differs between machines.
 
 >>> import os
 >>> os.environ["MEDIMG_SIZE"] = "tiny"
@@ -27,7 +27,8 @@ class Settings:
 
     Attributes:
         size: one of `SIZES`.
-        data: folder that holds anatomy, simulated releases and the reader's own downloads.
+        data: folder that holds anatomy, simulated releases and the reader's own
+            downloads.
         device: the accelerator of this machine, or the CPU where it has none.
         seed: the number that every random choice is derived from.
     """
@@ -41,8 +42,8 @@ class Settings:
 def get_settings() -> Settings:
     """Read the settings from the environment.
 
-    `MEDIMG_SIZE` is `tiny` unless set, `MEDIMG_DATA` is `data/`, `MEDIMG_SEED` is 0. The
-    device is chosen by Lightning Fabric.
+    `MEDIMG_SIZE` is `tiny` unless set, `MEDIMG_DATA` is `data/`, `MEDIMG_SEED` is 0.
+    The device is chosen by Lightning Fabric.
 
     Raises:
         InputError: an environment variable holds a value that cannot be used.
@@ -52,7 +53,8 @@ def get_settings() -> Settings:
     size = os.environ.get("MEDIMG_SIZE", "tiny")
     if size not in SIZES:
         raise InputError(
-            f"MEDIMG_SIZE is {size!r}, but the run sizes are {', '.join(SIZES)}. Set one of these."
+            f"MEDIMG_SIZE is {size!r}, but the run sizes are {', '.join(SIZES)}. Set "
+            "one of these."
         )
     text = os.environ.get("MEDIMG_SEED", "0")
     if not text.strip().isdecimal():

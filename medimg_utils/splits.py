@@ -1,7 +1,7 @@
 """Patient-wise folds: no patient is ever on both sides of a split.
 
-Two radiographs of one patient share bones, drains and disease. A network that saw one of them
-recognises the other, so a split by image measures memory instead of skill.
+Two radiographs of one patient share bones, drains and disease. A network that saw one
+of them recognises the other, so a split by image measures memory instead of skill.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class LeakError(InputError):
 def patient_folds(
     patients: Sequence[str], labels: ArrayLike, n_folds: int = 5, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Give each image a fold, so that patients stay whole and positives are spread evenly.
+    """Give each image a fold; patients stay whole, positives are spread evenly.
 
     Args:
         patients: (N,) one identifier per image.
@@ -52,7 +52,8 @@ def patient_folds(
     found = len(np.unique(groups))
     if found < n_folds:
         raise InputError(
-            f"{found} patients cannot fill {n_folds} folds. Use fewer folds or more data."
+            f"{found} patients cannot fill {n_folds} folds. Use fewer folds or more "
+            "data."
         )
     folds = np.full(len(groups), -1, dtype=np.int64)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
@@ -73,6 +74,6 @@ def check_no_leak(train_patients: Iterable[str], test_patients: Iterable[str]) -
     if shared:
         names = ", ".join(shared[:5]) + (" ..." if len(shared) > 5 else "")
         raise LeakError(
-            f"{len(shared)} patients are in the training set and in the test set: {names}. "
-            "Split by patient, not by image."
+            f"{len(shared)} patients are in the training set and in the test set: "
+            f"{names}. Split by patient, not by image."
         )

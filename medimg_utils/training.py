@@ -1,10 +1,11 @@
 """One readable training loop, on any device, that survives being killed at any moment.
 
-Nothing in the loop remembers randomness. The order of the images follows from (seed, epoch),
-an image's augmentation from (seed, epoch, image), and whatever a network draws in a step from
-(seed, step). A checkpoint therefore needs only weights, optimiser and the number of the step,
-all in one file that is replaced in one move. Training that was killed and resumed ends with
-the same weights as training that was not: bit for bit on a CPU.
+Nothing in the loop remembers randomness. The order of the images follows from (seed,
+epoch), an image's augmentation from (seed, epoch, image), and whatever a network draws
+in a step from (seed, step). A checkpoint therefore needs only weights, optimiser and
+the number of the step, all in one file that is replaced in one move. Training that was
+killed and resumed ends with the same weights as training that was not: bit for bit on a
+CPU.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class NotFiniteError(ArithmeticError):
     """The loss or its gradient is no number any more."""
 
 
-# ------------------------------------------------------------------ randomness and order
+# ----------------------------------------------------------------- randomness and order
 
 
 def stable_seed(*parts: int) -> int:
@@ -74,8 +75,9 @@ def epoch_batches(
         seed: of the run.
         epoch: counted from 0.
         labels: (n,) 0 or 1; needed with `positive_share`.
-        positive_share: share of positives among the n draws of an epoch. The rarer class is
-            repeated, the other one takes turns from epoch to epoch. None takes each image once.
+        positive_share: share of positives among the n draws of an epoch. The rarer
+            class is repeated, the other one takes turns from epoch to epoch. None takes
+            each image once.
     """
     random = np.random.default_rng(stable_seed(seed, epoch))
     if positive_share is None:
@@ -88,8 +90,8 @@ def epoch_batches(
             members = np.flatnonzero(classes == value)
             if not members.size:
                 raise InputError(
-                    f"a share of {positive_share:.0%} positives was asked for, but all {n} images "
-                    f"are {'negative' if value else 'positive'}."
+                    f"a share of {positive_share:.0%} positives was asked for, but all "
+                    f"{n} images are {'negative' if value else 'positive'}."
                 )
             rounds = math.ceil(count / members.size)
             turns = [random.permutation(members) for _ in range(rounds)]
@@ -117,8 +119,8 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
 def best_precision(device: torch.device) -> str:
     """`bf16-mixed` where the device computes in bfloat16 itself, else `32-true`.
 
-    Emulated bfloat16 is slower than float32, and float16 would need a loss scaler, whose state
-    is one more thing to save.
+    Emulated bfloat16 is slower than float32, and float16 would need a loss scaler,
+    whose state is one more thing to save.
     """
     if device.type == "cpu":
         native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
@@ -131,13 +133,13 @@ def best_precision(device: torch.device) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-# --------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------- checkpoints
 
 
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Write tensors and facts (as JSON in the header) as one safetensors file, or nothing."""
+    """Write tensors, with facts as JSON in the header, as one safetensors file."""
     ready = {
         name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
     }
@@ -157,7 +159,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path), facts
     except Exception as error:  # safetensors has an error class of its own
         raise RunError(
-            f"{path} cannot be read as a checkpoint ({error}). Give the folder of a finished run."
+            f"{path} cannot be read as a checkpoint ({error}). Give the folder of a "
+            "finished run."
         ) from error
 
 
@@ -196,7 +199,7 @@ def _write_log(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     write_text_atomic(path, text.getvalue())
 
 
-# ---------------------------------------------------------------------------------- loop
+# --------------------------------------------------------------------------------- loop
 
 
 def fit(
@@ -230,19 +233,21 @@ def fit(
 
     | file | content |
     |---|---|
-    | `best.safetensors` | weights of the epoch with the highest `best_by`, and `extra` |
+    | `best.safetensors` | weights of the epoch with the highest `best_by`; `extra` |
     | `last.safetensors` | weights, optimiser and position of the newest checkpoint |
-    | `log.csv` | a line per epoch: loss, learning rate, what `validate` returned, seconds |
+    | `log.csv` | per epoch: loss, learning rate, what `validate` returned, seconds |
     | `settings.json` | the settings |
 
     Args:
         network: trained in place.
-        data: items are dicts with an `image_id`; indexed by the pairs of `epoch_batches`.
+        data: items are dicts with an `image_id`; indexed by the pairs of
+            `epoch_batches`.
         loss: (network, batch, share of training done) → scalar.
         validate: network → named numbers, after every epoch.
         best_by: which of these numbers chooses the best epoch; higher is better.
         out: folder of the run; see `resume`.
-        settings: what the weights depend on, stored with them. Resuming with others is refused.
+        settings: what the weights depend on, stored with them. Resuming with others is
+            refused.
         epochs: passes over the training set.
         batch_size: images in a step, over all devices together.
         learning_rate: the peak; see `learning_rate_at`.
@@ -251,12 +256,13 @@ def fit(
         labels: see `epoch_batches`.
         positive_share: see `epoch_batches`.
         extra: more tensors to keep beside the best weights.
-        resume: go on from `last.safetensors` where there is one. Without it a folder that
-            already holds a run is refused.
+        resume: go on from `last.safetensors` where there is one. Without it a folder
+            that already holds a run is refused.
         accelerator: `auto` takes what the machine has, `cpu` forces the CPU.
         devices: how many, or `auto`; more than one trains data-parallel.
         precision: of Lightning Fabric; `best_precision` of the device where None.
-        workers: processes that load images; one fewer than the cores, at most four, where None.
+        workers: processes that load images; one fewer than the cores, at most four,
+            where None.
         save_every: steps between checkpoints inside an epoch.
         progress: show a bar.
 
@@ -275,7 +281,7 @@ def fit(
     if workers is None:
         workers = min(4, max(1, (os.cpu_count() or 2) - 1))
 
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     adam = torch.optim.AdamW(
         network.parameters(), lr=learning_rate, weight_decay=weight_decay
     )
@@ -290,7 +296,8 @@ def fit(
     if (out / LAST).is_file():
         if not resume:
             raise RunError(
-                f"{out} already holds a run. Give another folder, or --resume to go on with it."
+                f"{out} already holds a run. Give another folder, or --resume to go on "
+                "with it."
             )
         tensors, state = load_tensors(out / LAST)
         _check_same(out, state["settings"], settings)
@@ -399,9 +406,10 @@ def _check_finite(
         f" The image itself is not finite in: {', '.join(broken)}." if broken else ""
     )
     raise NotFiniteError(
-        f"the loss is {value} and its gradient's length {length} in epoch {epoch + 1}, batch "
-        f"{place + 1}, with the images {', '.join(names)}.{cause} Look at these images, or "
-        "lower the learning rate; the last checkpoint is from before this batch."
+        f"the loss is {value} and its gradient's length {length} in epoch {epoch + 1}, "
+        f"batch {place + 1}, with the images {', '.join(names)}.{cause} Look at these "
+        "images, or lower the learning rate; the last checkpoint is from before this "
+        "batch."
     )
 
 
@@ -413,6 +421,6 @@ def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     ]
     if changed:
         raise RunError(
-            f"{out} was trained with other settings: {'; '.join(changed)}. Resume with the old "
-            "settings, or give another folder."
+            f"{out} was trained with other settings: {'; '.join(changed)}. Resume with "
+            "the old settings, or give another folder."
         )

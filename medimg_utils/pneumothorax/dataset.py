@@ -1,9 +1,9 @@
-"""Readers of the two public releases, one record form, and the data set that feeds a network.
+"""Readers of two public releases, one record form, the data set of a network.
 
 | release | images | truth |
 |---|---|---|
-| SIIM-ACR Pneumothorax 2019 | DICOM in nested folders | run-length masks in `train-rle.csv` |
-| NIH ChestX-ray14 | PNG in `images*/` folders | labels from reports in `Data_Entry*.csv` |
+| SIIM-ACR 2019 | `<StudyUID>/<SeriesUID>/<ImageId>.dcm` | masks in `train-rle.csv` |
+| NIH ChestX-ray14 | PNG in `images*/` | labels in `Data_Entry*.csv` |
 
 Nothing here knows or asks whether an image was simulated.
 """
@@ -60,8 +60,8 @@ class Record:
         path: of the image file.
         patient: identifier of the patient; images of one patient never part.
         label: 1 with pneumothorax, 0 without.
-        rle: relative run lengths, one text per annotated region; they are OR-ed. Empty without
-            pneumothorax, and where the release has no masks.
+        rle: relative run lengths, one text per annotated region; they are OR-ed. Empty
+            without pneumothorax, and where the release has no masks.
         age: years, None where unknown.
         sex: `M`, `F` or None.
         view: `PA`, `AP` or None.
@@ -89,16 +89,17 @@ class Record:
         return mask
 
 
-# ------------------------------------------------------------------------------ SIIM-ACR
+# ----------------------------------------------------------------------------- SIIM-ACR
 
 
 def read_siim(root: str | os.PathLike[str]) -> list[Record]:
-    """Read the SIIM-ACR layout: `.../<StudyUID>/<SeriesUID>/<ImageId>.dcm` and a csv table.
+    """Read the SIIM-ACR layout: a csv table, and DICOM files in nested folders.
 
-    Every copy of the table is understood: a leading blank in ` EncodedPixels`, blanks around
-    `-1`, one row per region. Listed images whose file is missing are left out with a warning;
-    files that the table does not list are ignored. Without PatientID an image is its own
-    patient, with a warning: then two images of one patient cannot be kept together.
+    Every copy of the table is understood: a leading blank in ` EncodedPixels`, blanks
+    around `-1`, one row per region. Listed images whose file is missing are left out
+    with a warning; files that the table does not list are ignored. Without PatientID an
+    image is its own patient, with a warning: then two images of one patient cannot be
+    kept together.
 
     Args:
         root: folder that holds the table, with the images anywhere below it.
@@ -107,8 +108,8 @@ def read_siim(root: str | os.PathLike[str]) -> list[Record]:
         Records sorted by image id.
 
     Raises:
-        DatasetError: no table, several tables, two files of one image, or an image that the
-            table calls both positive and negative.
+        DatasetError: no table, several tables, two files of one image, or an image that
+            the table calls both positive and negative.
     """
     root = _folder(root)
     regions = _siim_table(root)
@@ -117,19 +118,21 @@ def read_siim(root: str | os.PathLike[str]) -> list[Record]:
     if twice:
         pair = " and ".join(map(str, files[twice[0]][:2]))
         raise DatasetError(
-            f"{len(twice)} images have several files, e.g. {pair}. Keep one file of each image."
+            f"{len(twice)} images have several files, e.g. {pair}. Keep one file of "
+            "each image."
         )
     found = sorted(name for name in regions if name in files)
     if not found:
         raise DatasetError(
-            f"none of the {len(regions)} images of the table is below {root} as <ImageId>.dcm. "
-            "Give the folder that holds both the table and the dicom-images folder."
+            f"none of the {len(regions)} images of the table is below {root} as "
+            "<ImageId>.dcm. Give the folder that holds both the table and the "
+            "dicom-images folder."
         )
     if len(found) < len(regions):
         example = next(name for name in regions if name not in files)
         warnings.warn(
-            f"{len(regions) - len(found)} of {len(regions)} images of the table have no file "
-            f"below {root} (e.g. {example}.dcm); they are left out.",
+            f"{len(regions) - len(found)} of {len(regions)} images of the table have "
+            f"no file below {root} (e.g. {example}.dcm); they are left out.",
             stacklevel=2,
         )
     with ThreadPoolExecutor() as pool:
@@ -137,8 +140,9 @@ def read_siim(root: str | os.PathLike[str]) -> list[Record]:
     nameless = sum(not facts["patient"] for facts in headers)
     if nameless:
         warnings.warn(
-            f"{nameless} of {len(found)} images have no PatientID; each is taken as a patient of "
-            "its own. Images of one patient may then end up on both sides of a split.",
+            f"{nameless} of {len(found)} images have no PatientID; each is taken as a "
+            "patient of its own. Images of one patient may then end up on both sides "
+            "of a split.",
             stacklevel=2,
         )
     return [
@@ -167,8 +171,8 @@ def _siim_table(root: Path) -> dict[str, tuple[str, ...]]:
             tables[path] = table
     if not tables:
         raise DatasetError(
-            f"{root} holds no csv table with the columns ImageId and EncodedPixels. Give the "
-            "folder of the SIIM-ACR release that holds train-rle.csv."
+            f"{root} holds no csv table with the columns ImageId and EncodedPixels. "
+            "Give the folder of the SIIM-ACR release that holds train-rle.csv."
         )
     if len(tables) > 1:
         trained = [path for path in tables if path.name == "train-rle.csv"]
@@ -186,8 +190,8 @@ def _siim_table(root: Path) -> dict[str, tuple[str, ...]]:
     ):
         if not text:
             raise DatasetError(
-                f"{path}: image {name} has no entry in EncodedPixels, but run lengths or -1 are "
-                "expected. The table may be cut off: download it again."
+                f"{path}: image {name} has no entry in EncodedPixels, but run lengths "
+                "or -1 are expected. The table may be cut off: download it again."
             )
         regions[name].append(text)
     both = [
@@ -197,8 +201,8 @@ def _siim_table(root: Path) -> dict[str, tuple[str, ...]]:
     ]
     if both:
         raise DatasetError(
-            f"{path}: {len(both)} images are both negative (-1) and outlined, e.g. {both[0]}. "
-            "Remove the wrong rows."
+            f"{path}: {len(both)} images are both negative (-1) and outlined, e.g. "
+            f"{both[0]}. Remove the wrong rows."
         )
     return {
         name: () if "-1" in texts else tuple(dict.fromkeys(texts))
@@ -217,11 +221,11 @@ def _header_facts(path: Path) -> dict[str, Any]:
     }
 
 
-# -------------------------------------------------------------------- NIH ChestX-ray14
+# --------------------------------------------------------------------- NIH ChestX-ray14
 
 
 def read_nih(root: str | os.PathLike[str]) -> list[Record]:
-    """Read the ChestX-ray14 layout: `Data_Entry*.csv` and PNG files in `images*/` folders.
+    """Read the ChestX-ray14 layout: `Data_Entry*.csv`, PNG files in `images*/`.
 
     The release has labels but no masks, so positives are not `annotated`. Listed images
     without a file are left out with a warning, so that a part of the 45 GB is enough.
@@ -274,8 +278,8 @@ def read_nih(root: str | os.PathLike[str]) -> list[Record]:
         )
     if missing:
         warnings.warn(
-            f"{len(missing)} of {len(table)} images of {path.name} have no file below {root} "
-            f"(e.g. {missing[0]}); they are left out.",
+            f"{len(missing)} of {len(table)} images of {path.name} have no file below "
+            f"{root} (e.g. {missing[0]}); they are left out.",
             stacklevel=2,
         )
     return sorted(records, key=lambda record: record.image_id)
@@ -285,8 +289,8 @@ def _nih_table(root: Path) -> tuple[Path, pd.DataFrame]:
     paths = sorted(root.glob("Data_Entry*.csv"))
     if len(paths) != 1:
         raise DatasetError(
-            f"{root} holds {len(paths)} tables Data_Entry*.csv, but one is needed. Give the folder "
-            "of the ChestX-ray14 release."
+            f"{root} holds {len(paths)} tables Data_Entry*.csv, but one is needed. "
+            "Give the folder of the ChestX-ray14 release."
         )
     table = _read_csv(paths[0])
     missing = {"image index", "finding labels", "patient id"} - set(table)
@@ -314,7 +318,7 @@ def read_release(root: str | os.PathLike[str]) -> list[Record]:
     )
 
 
-# --------------------------------------------------------------------------------- shared
+# ------------------------------------------------------------------------------- shared
 
 
 def _folder(root: str | os.PathLike[str]) -> Path:
@@ -327,7 +331,7 @@ def _folder(root: str | os.PathLike[str]) -> Path:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """All cells as text without outer blanks; column names in lower case without blanks."""
+    """All cells as text without outer blanks; column names in lower case."""
     try:
         table = pd.read_csv(
             path, dtype=str, keep_default_na=False, encoding="utf-8-sig"
@@ -360,7 +364,7 @@ def _one_of(value: Any, allowed: Sequence[str]) -> str | None:
 
 
 def parse_age(value: Any) -> float | None:
-    """Years from what the releases write: `058Y`, `018M`, `58`; None where it makes no sense.
+    """Years from `058Y`, `018M` or `58`; None where it makes no sense.
 
     >>> parse_age("058Y"), parse_age("018M"), parse_age("58"), parse_age("413")
     (58.0, 1.5, 58.0, None)
@@ -380,19 +384,20 @@ class Radiographs(Dataset):
     """Radiographs ready for the network, decoded once and kept as 8-bit squares.
 
     An index is a number, or a pair (epoch, number) as the training loop gives it. With
-    `augment`, the pair and the seed decide every random choice, so the same pair gives the
-    same picture on any machine, in any order and with any number of workers.
+    `augment`, the pair and the seed decide every random choice, so the same pair gives
+    the same picture on any machine, in any order and with any number of workers.
 
     Args:
         records: what `read_release` gives.
         size: side of the square; 480 in the paper.
         augment: random crop and augmentation; without it the whole square is given.
         seed: of the augmentation.
-        cache: folder in which the squares are kept between runs; in memory only where None.
+        cache: folder in which the squares are kept between runs; in memory only where
+            None.
         progress: show a bar while decoding.
 
-    Each item is a dict: `image` (1, S, S) float32 as the network takes it, `mask` (1, S, S)
-    float32 in [0, 1], `label` and `annotated` as tensors, `image_id`.
+    Each item is a dict: `image` (1, S, S) float32 as the network takes it, `mask` (1,
+    S, S) float32 in [0, 1], `label` and `annotated` as tensors, `image_id`.
     """
 
     def __init__(
@@ -418,7 +423,7 @@ class Radiographs(Dataset):
         return len(self.records)
 
     def image(self, index: int) -> torch.Tensor:
-        """(1, size, size) float32 in [0, 1]: the standardised picture, not augmented."""
+        """(1, size, size) float32 in [0, 1]: standardised, not augmented."""
         return torch.from_numpy(self.squares[index, 0].astype(np.float32) / 255)[None]
 
     def mask(self, index: int) -> torch.Tensor:
@@ -492,7 +497,7 @@ def _fill(
             pass
 
 
-# --------------------------------------------------------------------------- verification
+# ------------------------------------------------------------------------- verification
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
 """The pneumothorax experiment at three sizes: train, evaluate, predict.
 
-Each setting says what the paper gives and, where it gives nothing or we differ, why we chose
-what we chose; `describe` turns that into the book's table.
+Each setting says what the paper gives and, where it gives nothing or we differ, why we
+chose what we chose; `describe` turns that into the book's table.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -20,10 +18,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -33,12 +27,21 @@ from medimg_utils.errors import InputError
 from medimg_utils.io import (
     Image2D,
     ImageError,
+    check_outputs,
     read_image,
     to_json,
     write_json_atomic,
     write_png_atomic,
 )
 from medimg_utils.pneumothorax.dataset import Radiographs, Record, read_release
+from medimg_utils.pneumothorax.evaluation import (
+    measure,
+    overlap_controls,
+    style_control,
+    style_features,
+    subgroups,
+    summarise,
+)
 from medimg_utils.pneumothorax.models import (
     UNet,
     image_logits,
@@ -56,11 +59,15 @@ from medimg_utils.settings import SIZES
 from medimg_utils.splits import LeakError, check_no_leak, patient_folds
 from medimg_utils.training import BEST, Batch, RunError, fit, load_tensors, stable_seed
 
+ENDINGS = (
+    ".probability.png",
+    ".overlay.png",
+    ".json",
+)  # of the files that predict writes
 PRIOR = "prior_mask"  # mean training mask, kept beside the weights for a control
-BLANK = 0.02  # grey values below this are called black in the style control
 
 
-# ------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------- settings
 
 
 def setting(default: Any, *, paper: Any = None, why: str) -> Any:
@@ -72,7 +79,8 @@ def setting(default: Any, *, paper: Any = None, why: str) -> Any:
 class Experiment:
     """All that a trained network depends on, beside its data and seed.
 
-    The defaults are the paper's values where it gives them. `describe` prints the table.
+    The defaults are the paper's values where it gives them. `describe` prints the
+    table.
     """
 
     size: str = setting("paper", why="name of the run size")
@@ -157,8 +165,8 @@ def get_experiment(size: str, *, epochs: int | None = None) -> Experiment:
 def describe(experiment: Experiment) -> list[dict[str, Any]]:
     """Rows of the table *Versus the paper*: setting, paper, ours, source, why.
 
-    `source` is `paper` where the paper's value is used, `our choice` where it gives none, and
-    `differs` where we depart from it.
+    `source` is `paper` where the paper's value is used, `our choice` where it gives
+    none, and `differs` where we depart from it.
     """
     rows = []
     for item in fields(experiment):
@@ -183,7 +191,7 @@ def from_json(values: dict[str, Any]) -> Experiment:
     return Experiment(**{**values, "channels": tuple(values["channels"])})
 
 
-# ----------------------------------------------------------------------------------- split
+# -------------------------------------------------------------------------------- split
 
 
 class Split(NamedTuple):
@@ -231,7 +239,7 @@ def _folds(records: Sequence[Record], n_folds: int, seed: int) -> NDArray[np.int
     return patient_folds(patients, [record.label for record in records], n_folds, seed)
 
 
-# ----------------------------------------------------------------------------------- train
+# -------------------------------------------------------------------------------- train
 
 
 def train(
@@ -251,9 +259,9 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train the fully convolutional network on a release.
 
-    Patients of the test fold are never touched. The best epoch and the thresholds are chosen
-    on validation patients. The folder holds what `medimg_utils.training.fit` writes, and
-    `best.json` once training has finished.
+    Patients of the test fold are never touched. The best epoch and the thresholds are
+    chosen on validation patients. The folder holds what `medimg_utils.training.fit`
+    writes, and `best.json` once training has finished.
 
     Args:
         data: folder of a release, SIIM-ACR or ChestX-ray14.
@@ -370,7 +378,7 @@ def _device_name() -> str:
 
 
 def _digests(records: Sequence[Record]) -> list[str]:
-    """One-way names of the patients: enough to notice one again, not to tell who it is."""
+    """One-way names of patients: enough to notice one again, not to tell who."""
     return sorted({_digest(record) for record in records})
 
 
@@ -381,7 +389,7 @@ def _digest(record: Record) -> str:
 def describe_data(
     root: str | os.PathLike[str], records: Sequence[Record]
 ) -> dict[str, Any]:
-    """What a number was measured on: name of the folder, counts, and whether it is simulated."""
+    """What a number was measured on: folder, counts, whether it is simulated."""
     simulated = Path(root) / "simulation.json"
     return {
         "folder": Path(root).resolve().name,
@@ -393,7 +401,7 @@ def describe_data(
 
 
 def mean_mask(data: Radiographs, side: int = 120) -> Tensor:
-    """(side, side): how often each place is inside a mask among the positives of a set."""
+    """(side, side): how often each place is inside a mask, among positives."""
     positives = [
         k for k, record in enumerate(data.records) if record.label and record.rle
     ]
@@ -407,7 +415,7 @@ def mean_mask(data: Radiographs, side: int = 120) -> Tensor:
 def quick_validation(
     model: nn.Module, data: Radiographs, batch_size: int = 8
 ) -> dict[str, float]:
-    """AUC and Dice of positives in one pass over whole squares: enough to choose an epoch."""
+    """AUC and Dice in one pass over whole squares: enough to choose an epoch."""
     device = next(model.parameters()).device
     scores: list[float] = []
     overlaps: list[float] = []
@@ -440,8 +448,9 @@ def choose_thresholds(
 ) -> dict[str, float]:
     """Thresholds of pixel, score and position prior, from validation images alone.
 
-    The pixel's is the one of 19 with the best mean Dice of positives. The score's gives the
-    wanted specificity. Where the validation set has no positives or no negatives it is 0.5.
+    The pixel's is the one of 19 with the best mean Dice of positives. The score's gives
+    the wanted specificity. Where the validation set has no positives or no negatives it
+    is 0.5.
     """
     network.eval()
     grid = np.round(np.linspace(0.05, 0.95, 19), 2)
@@ -484,7 +493,7 @@ def _enlarge(prior: Tensor, size: int) -> Tensor:
     return F.interpolate(prior[None, None], size=(size, size), mode="bilinear")[0, 0]
 
 
-# ------------------------------------------------------------------------------------ runs
+# --------------------------------------------------------------------------------- runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -512,7 +521,8 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     """Load a network from a run's folder, or the one that travels with the package.
 
     Args:
-        run: a folder that `train` wrote, or `lab` for the network in `medimg_utils.pretrained`.
+        run: a folder that `train` wrote, or `lab` for the network in
+            `medimg_utils.pretrained`.
 
     Raises:
         RunError: the folder holds no finished run.
@@ -524,8 +534,8 @@ def load_run(run: str | os.PathLike[str]) -> Run:
         path, name = Path(run) / BEST, Path(run).resolve().name
     if not path.is_file() or not path.with_suffix(".json").is_file():
         raise RunError(
-            f"{run} holds no finished run ({path.name} and {path.stem}.json). Train it, or go on "
-            "with `train ... --resume`."
+            f"{run} holds no finished run ({path.name} and {path.stem}.json). Train "
+            "it, or go on with `train ... --resume`."
         )
     facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     experiment = from_json(facts["experiment"])
@@ -588,7 +598,7 @@ def mask_area_mm2(
     return round(int(mask.sum()) * spacing_mm[0] * spacing_mm[1], 3)
 
 
-# -------------------------------------------------------------------------------- evaluate
+# ----------------------------------------------------------------------------- evaluate
 
 
 def evaluate(
@@ -603,15 +613,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a trained network on patients it has never seen, beside trivial controls.
 
-    Patients of the training and validation sets are left out, so the release that a network
-    was trained on leaves the held-out fold, and a release of other patients is used whole.
+    Patients of the training and validation sets are left out, so the release that a
+    network was trained on leaves the held-out fold, and a release of other patients is
+    used whole.
 
     Args:
         data: folder of a release.
         run: folder of a run, or `lab`.
         fold: must be the fold that the run held out; None takes whichever it was.
         out: where to write the numbers as JSON.
-        truth: csv with `ImageId` and columns that only a simulation knows; adds subgroups.
+        truth: csv with `ImageId` and columns that only a simulation knows; adds
+            subgroups.
         draws: of the bootstrap over patients.
         progress: show a bar.
 
@@ -626,7 +638,8 @@ def evaluate(
     if fold is not None and fold != held:
         raise LeakError(
             f"the run {loaded.name} held out fold {held}, so it was trained on "
-            f"patients of fold {fold}. Evaluate its own fold, or train with --fold {fold}."
+            f"patients of fold {fold}. Evaluate its own fold, or train with --fold "
+            f"{fold}."
         )
     everyone = read_release(data)
     known = {
@@ -636,7 +649,8 @@ def evaluate(
     records = [record for record in everyone if _digest(record) not in known]
     if not records:
         raise LeakError(
-            f"every patient of {data} was used to train {loaded.name}. Evaluate on other patients."
+            f"every patient of {data} was used to train {loaded.name}. Evaluate on "
+            "other patients."
         )
     check_no_leak(known, _digests(records))
 
@@ -660,10 +674,10 @@ def evaluate(
             cases, loaded.thresholds["score"], loaded.experiment.specificity, draws
         ),
         "controls": {
-            **_controls(cases),
+            **overlap_controls(cases),
             "style": style_control(cases, np.array(style)),
         },
-        "subgroups": _subgroups(cases, Path(truth)) if truth is not None else None,
+        "subgroups": subgroups(cases, Path(truth)) if truth is not None else None,
         "about": results.provenance(
             size=loaded.experiment.size,
             data=describe_data(data, records),
@@ -679,9 +693,9 @@ def evaluate(
 
 
 def _case(record: Record, prediction: Prediction, run: Run) -> dict[str, Any]:
-    """One row per image; distances and overlaps of positives with a mask."""
+    """One row of the evaluation; see `medimg_utils.pneumothorax.evaluation`."""
     image, probability, score, mask = prediction
-    row: dict[str, Any] = {
+    case: dict[str, Any] = {
         "image_id": record.image_id,
         "patient": _digest(record),
         "label": record.label,
@@ -689,214 +703,21 @@ def _case(record: Record, prediction: Prediction, run: Run) -> dict[str, Any]:
         "predicted_area": float(mask.mean()),
     }
     if not (record.label and record.rle):
-        return row
+        return case
+    size = run.experiment.resize
     shape = (mask.shape[0], mask.shape[1])
-    true = record.mask(shape)
-    mirrored = true[:, ::-1]
-    geometry = Geometry(shape, run.experiment.resize)
-    static = geometry.restore(_enlarge(run.prior, run.experiment.resize)).numpy()
-    distance = metrics.hausdorff95(mask, true, image.spacing_mm)
-    return row | {
-        "area": float(true.mean()),
-        "dice": metrics.dice(mask, true),
-        "hausdorff95_mm": distance if image.spacing_mm else float("nan"),
-        "hausdorff95_px": metrics.hausdorff95(mask, true),
-        "pointing": metrics.pointing_game(probability, true),
-        "mirrored_dice": metrics.dice(mask, mirrored),
-        "mirrored_pointing": metrics.pointing_game(probability, mirrored),
-        "prior_dice": metrics.dice(static >= run.thresholds["prior"], true),
-        "prior_pointing": metrics.pointing_game(static, true),
-    }
-
-
-def summarise(
-    cases: Sequence[dict[str, Any]],
-    threshold: float,
-    specificity: float,
-    draws: int = 1000,
-) -> dict[str, Any]:
-    """Detection, segmentation, localisation and calibration of rows as `evaluate` makes them."""
-    labels = np.array([case["label"] for case in cases])
-    scores = np.array([case["score"] for case in cases])
-    patients = np.array([case["patient"] for case in cases])
-    positives = [case for case in cases if "dice" in case]
-    groups = [case["patient"] for case in positives]
-    delong = metrics.auc_delong(labels, scores)
-    clustered = metrics.auc_bootstrap(labels, scores, patients, draws=draws)
-    reached = metrics.sensitivity_at_specificity(labels, scores, specificity)
-    interval = metrics.bootstrap(
-        lambda index: (
-            metrics.sensitivity_at_specificity(
-                labels[index], scores[index], specificity
-            ).sensitivity
-        ),
-        patients,
-        draws=draws,
+    static = Geometry(shape, size).restore(_enlarge(run.prior, size)).numpy()
+    return case | measure(
+        record.mask(shape),
+        probability,
+        mask,
+        static,
+        run.thresholds["prior"],
+        image.spacing_mm,
     )
 
-    def mean(name: str) -> dict[str, Any]:
-        values = np.array([case[name] for case in positives], dtype=float)
-        if not values.size:
-            return {"value": None, "low": None, "high": None, "n": 0}
-        found = metrics.bootstrap(
-            lambda index: float(values[index].mean()), groups, draws=draws
-        )
-        return {**found._asdict(), "median": float(np.median(values)), "n": values.size}
 
-    def distance(name: str) -> dict[str, Any]:
-        values = np.array([case[name] for case in positives], dtype=float)
-        values = values[~np.isnan(values)]
-        missed = int(np.isinf(values).sum())
-        found = values[np.isfinite(values)]
-        middle = float(np.median(found)) if found.size else None
-        return {"median": middle, "n": int(found.size), "without_prediction": missed}
-
-    return {
-        "n": {
-            "images": len(cases),
-            "patients": len(set(patients)),
-            "positives": int(labels.sum()),
-            "with_mask": len(positives),
-        },
-        "auc": {
-            "value": delong.value,
-            "delong": [delong.low, delong.high],
-            "bootstrap": [clustered.low, clustered.high],
-        },
-        "sensitivity_at_specificity": {
-            "wanted_specificity": specificity,
-            **reached._asdict(),
-            "bootstrap": [interval.low, interval.high],
-        },
-        "operating_point": metrics.at_threshold(labels, scores, threshold)._asdict(),
-        "dice": mean("dice"),
-        "hausdorff95_mm": distance("hausdorff95_mm"),
-        "hausdorff95_px": distance("hausdorff95_px"),
-        "pointing_game": mean("pointing"),
-        "calibration": {
-            "brier": metrics.brier(labels, scores),
-            "expected_calibration_error": metrics.expected_calibration_error(
-                labels, scores
-            ),
-        },
-    }
-
-
-def _controls(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the same prediction scores against mirrored masks, and a map that never looks."""
-    positives = [case for case in cases if "dice" in case]
-
-    def mean(name: str) -> float:
-        return (
-            float(np.mean([case[name] for case in positives]))
-            if positives
-            else float("nan")
-        )
-
-    return {
-        "mirrored_mask": {
-            "dice": mean("mirrored_dice"),
-            "pointing": mean("mirrored_pointing"),
-        },
-        "static_prior": {
-            "dice": mean("prior_dice"),
-            "pointing": mean("prior_pointing"),
-        },
-    }
-
-
-def style_features(pixels: NDArray[np.floating]) -> list[float]:
-    """Black share, white share, mean, standard deviation and contrast of an image.
-
-    None of them shows a pneumothorax. If they tell positives from negatives, the two classes
-    come from different sources.
-    """
-    low, high = np.percentile(pixels, [5, 95])
-    return [
-        float((pixels < BLANK).mean()),
-        float((pixels > 1 - BLANK).mean()),
-        float(pixels.mean()),
-        float(pixels.std()),
-        float(high - low),
-    ]
-
-
-def style_control(
-    cases: Sequence[dict[str, Any]], features: NDArray[np.float64]
-) -> dict[str, Any]:
-    """AUC of a logistic regression on style alone, on patients it was not fitted to."""
-    labels = np.array([case["label"] for case in cases])
-    patients = np.array([case["patient"] for case in cases])
-    names = ["black_share", "white_share", "mean", "sd", "contrast"]
-    single = {
-        # Either direction would give the class away.
-        name: abs(metrics.auc(labels, column) - 0.5) + 0.5
-        for name, column in zip(names, features.T, strict=True)
-    }
-    folds = min(5, len(set(patients)))
-    area = float("nan")
-    if folds >= 2 and 1 < labels.sum() < len(labels) - 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a fold without positives gives no fit
-            try:
-                scores = cross_val_predict(
-                    make_pipeline(
-                        StandardScaler(), LogisticRegression(class_weight="balanced")
-                    ),
-                    features,
-                    labels,
-                    groups=patients,
-                    cv=GroupKFold(folds),
-                    method="predict_proba",
-                )[:, 1]
-                area = metrics.auc(labels, scores)
-            except ValueError:  # one class only in a fold's training part
-                area = float("nan")
-    return {"auc": area, "single_feature_auc": single}
-
-
-def _subgroups(cases: Sequence[dict[str, Any]], truth: Path) -> dict[str, Any]:
-    """AUC and Dice by what only a simulation knows (side, kind, drain, anatomy ...).
-
-    Where a value occurs in positives only, they are compared with all negatives.
-    """
-    with truth.open(newline="", encoding="utf-8") as file:
-        rows = {row["ImageId"]: row for row in csv.DictReader(file)}
-    absent = [case["image_id"] for case in cases if case["image_id"] not in rows]
-    if absent:
-        raise InputError(
-            f"{truth} does not list {len(absent)} of {len(cases)} images, e.g. {absent[0]}. Give "
-            "the truth file of the same simulation."
-        )
-    names = [
-        name for name in next(iter(rows.values())) if name not in ("ImageId", "patient")
-    ]
-    answer: dict[str, Any] = {}
-    for name in names:
-        values = sorted({rows[case["image_id"]][name] for case in cases})
-        if not 1 < len(values) <= 12:
-            continue  # constant, or a measurement instead of a group
-        answer[name] = {}
-        for value in values:
-            group = [case for case in cases if rows[case["image_id"]][name] == value]
-            positives = [case for case in group if case["label"]]
-            negatives = [case for case in group if not case["label"]]
-            negatives = negatives or [case for case in cases if not case["label"]]
-            compared = positives + negatives
-            overlaps = [case["dice"] for case in positives if "dice" in case]
-            answer[name][value or "none"] = {
-                "positives": len(positives),
-                "negatives": len(negatives),
-                "auc": metrics.auc(
-                    [case["label"] for case in compared],
-                    [case["score"] for case in compared],
-                ),
-                "dice": float(np.mean(overlaps)) if overlaps else float("nan"),
-            }
-    return answer
-
-
-# --------------------------------------------------------------------------------- predict
+# ------------------------------------------------------------------------------ predict
 
 
 def predict(
@@ -928,12 +749,13 @@ def predict(
         What the JSON files hold, in the order of `files`.
 
     Raises:
-        InputError: names that cannot become output files; nothing has been written then.
+        InputError: names that cannot become output files; nothing has been written
+            then.
         ImageError: some files cannot be read; the others have been written.
     """
     out = Path(out)
     inputs = [Path(file) for file in files]
-    _check_names(inputs, out)
+    check_outputs(inputs, out, ENDINGS)
     loaded = load_run(run)
     settings = {
         "use_case": "pneumothorax",
@@ -967,14 +789,15 @@ def predict(
         answers.append(to_json(answer))
     if failures:
         raise ImageError(
-            f"{len(failures)} of {len(inputs)} files could not be used, the others were "
+            f"{len(failures)} of {len(inputs)} files could not be used, the others "
+            "were "
             "written: " + " | ".join(failures)
         )
     return answers
 
 
 def overlay(prediction: Prediction) -> NDArray[np.uint8]:
-    """(H, W, 3) radiograph with the probability as orange tint and the mask's outline."""
+    """(H, W, 3) radiograph, the probability as orange tint, the mask's outline."""
     grey = prediction.image.pixels[..., None]
     orange = np.array([0.90, 0.62, 0.0])  # told apart with any colour vision
     tint = 0.6 * np.clip(prediction.probability, 0, 1)[..., None]
@@ -984,42 +807,3 @@ def overlay(prediction: Prediction) -> NDArray[np.uint8]:
     grown = F.max_pool2d(mask, 2 * width + 1, stride=1, padding=width)[0, 0].numpy() > 0
     picture[grown & ~prediction.mask] = orange
     return np.round(picture * 255).astype(np.uint8)
-
-
-def _check_names(inputs: Sequence[Path], out: Path) -> None:
-    """Refuse, before anything is written, what would overwrite or escape."""
-    if not inputs:
-        raise InputError(
-            "no file was given. Give one or more DICOM, PNG or JPEG files."
-        )
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file. Give the path of a folder for the results.")
-    missing = [str(path) for path in inputs if not path.is_file()]
-    if missing:
-        raise InputError(f"there is no file {', '.join(missing)}. Check the path.")
-    for path in inputs:
-        unsafe = path.stem in (".", "..") or any(
-            sign in '/\\:*?"<>|' or not sign.isprintable() for sign in path.stem
-        )
-        if unsafe or len(f"{path.stem}.probability.png".encode()) > 255:
-            raise InputError(
-                f"{path.name!r} cannot name the results: it holds signs that file names cannot "
-                "have everywhere, or is too long. Rename the file."
-            )
-    seen: dict[str, Path] = {}
-    for path in inputs:
-        other = seen.setdefault(path.stem.casefold(), path)
-        if other is not path:
-            raise InputError(
-                f"{other} and {path} would both write {path.stem}.json (capitals do not count). "
-                "Rename one, or predict them into different folders."
-            )
-    endings = (".probability.png", ".overlay.png", ".json")
-    results_of = {
-        (out / f"{path.stem}{end}").resolve() for path in inputs for end in endings
-    }
-    for path in inputs:
-        if path.resolve() in results_of:
-            raise InputError(
-                f"a result would overwrite the input {path}. Give another folder."
-            )

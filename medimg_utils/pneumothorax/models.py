@@ -1,8 +1,8 @@
-"""The fully convolutional network of the pneumothorax chapter, its image score and its loss.
+"""The fully convolutional network, its image score and its loss.
 
-The U-Net (Ronneberger et al. 2015, arXiv 1505.04597) answers *where* for every pixel. Gooßen et
-al. 2019 use one for pneumothorax; their blocks, loss and image score are not published, so
-those below are our choices, each with its reason.
+The U-Net (Ronneberger et al. 2015, arXiv 1505.04597) answers *where* for every pixel.
+Gooßen et al. 2019 use one for pneumothorax; their blocks, loss and image score are not
+published, so those below are our choices, each with its reason.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ def conv_block(
 ) -> nn.Sequential:
     """Convolution 3 × 3, group normalisation, ReLU; once or twice.
 
-    (B, in, H, W) → (B, out, H, W). Ronneberger et al. let each convolution eat its border; we
-    pad instead, so that input and output have one size.
+    (B, in, H, W) → (B, out, H, W). Ronneberger et al. let each convolution eat its
+    border; we pad instead, so that input and output have one size.
 
-    Why group and not batch normalisation: batches are small, and the network meets films that
-    look unlike its training images. Group normalisation takes mean and spread from the image
-    at hand. Batch normalisation would apply those of the training set.
+    Why group and not batch normalisation: batches are small, and the network meets
+    films that look unlike its training images. Group normalisation takes mean and
+    spread from the image at hand. Batch normalisation would apply those of the training
+    set.
     """
     layers: list[nn.Module] = []
     for step in range(convolutions):
@@ -47,14 +48,14 @@ class UNet(nn.Module):
     | up-convolution, joined with level k | (B, 2 ck, H/2^k, W/2^k) |
     | 1 × 1 convolution | (B, out, H, W) |
 
-    The full resolution gets one convolution instead of two: half of the time is spent there,
-    while most of the learning happens below.
+    The full resolution gets one convolution instead of two: half of the time is spent
+    there, while most of the learning happens below.
 
     Args:
         in_channels: 1 for a radiograph.
         out_channels: 1 for one finding.
-        channels: width of each level, from full resolution to the bottom. H and W must be
-            divisible by 2 ** (levels - 1).
+        channels: width of each level, from full resolution to the bottom. H and W must
+            be divisible by 2 ** (levels - 1).
 
     >>> network = UNet(channels=(8, 16, 32))
     >>> network(torch.zeros(2, 1, 64, 96)).shape
@@ -87,11 +88,12 @@ class UNet(nn.Module):
         nn.init.constant_(self.head.bias, -4.6)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) → logits (B, out, H, W); their sigmoid is the pixel's probability."""
+        """(B, in, H, W) → logits (B, out, H, W); their sigmoid is a probability."""
         multiple = 2 ** len(self.up)
         if x.shape[-2] % multiple or x.shape[-1] % multiple:
             raise ValueError(
-                f"height and width must be multiples of {multiple}, not {tuple(x.shape[-2:])}."
+                f"height and width must be multiples of {multiple}, not "
+                f"{tuple(x.shape[-2:])}."
             )
         bridges: list[Tensor] = []
         for level, block in enumerate(self.contract):
@@ -106,10 +108,10 @@ class UNet(nn.Module):
 def image_logits(logits: Tensor, share: float = 0.0025) -> Tensor:
     """One logit per image: the mean of its highest pixel logits.
 
-    A pneumothorax is small, so the mean over all pixels would drown it, and the maximum alone
-    would trust one pixel. The top 0.25 % (500 pixels of 448 × 448) are the area of a small but
-    certain finding. Gradients reach these pixels alone: in a negative they are exactly
-    the pixels that should not have fired.
+    A pneumothorax is small, so the mean over all pixels would drown it, and the maximum
+    alone would trust one pixel. The top 0.25 % (500 pixels of 448 × 448) are the area
+    of a small but certain finding. Gradients reach these pixels alone: in a negative
+    they are exactly the pixels that should not have fired.
 
     Args:
         logits: (B, 1, H, W) or (H, W).
@@ -124,7 +126,7 @@ def image_logits(logits: Tensor, share: float = 0.0025) -> Tensor:
 
 
 def image_score(probability: Tensor, share: float = 0.0025) -> float:
-    """Score in [0, 1] of an image from its (H, W) probability map; see `image_logits`."""
+    """Score in [0, 1] of an image from its (H, W) map; see `image_logits`."""
     return float(image_logits(torch.logit(probability, eps=1e-6), share).sigmoid())
 
 
@@ -143,10 +145,11 @@ def segmentation_loss(
           + w\,\mathrm{BCE}_\text{image}$$
 
     - The cross-entropy is calibrated but ruled by the 99 % of background.
-    - Dice is blind to background and weighs small and large findings alike. It is taken per
-      image and of positives only: without foreground it is 1 whatever the network does.
-    - The image term punishes the brightest false alarm of a negative, and is all that an image
-      without a mask (a label read from a report) can teach.
+    - Dice is blind to background and weighs small and large findings alike. It is taken
+      per image and of positives only: without foreground it is 1 whatever the network
+      does.
+    - The image term punishes the brightest false alarm of a negative, and is all that
+      an image without a mask (a label read from a report) can teach.
 
     Args:
         logits: (B, 1, H, W).
@@ -154,8 +157,8 @@ def segmentation_loss(
         label: (B,) 0 or 1 of the whole image.
         annotated: (B,) bool; False where a positive has no mask.
         image_weight: w.
-        smallest: curriculum. Positives with a mask area (share of the image) below this count
-            proportionally less in the Dice and image terms.
+        smallest: curriculum. Positives with a mask area (share of the image) below this
+            count proportionally less in the Dice and image terms.
 
     Returns:
         The scalar loss, in float32.
@@ -172,7 +175,8 @@ def segmentation_loss(
     overlap = 1 - 2 * (probability * mask).sum((1, 2, 3)) / (
         (probability + mask).sum((1, 2, 3)).clamp(min=1)
     )
-    # A crop can lose the finding: then neither label nor mask of the crop says positive.
+    # A crop can lose the finding: then neither label nor mask of the crop says
+    # positive.
     seen = torch.where(annotated, (area > 0).float(), label)
     weight = (area / smallest).clamp(max=1) if smallest > 0 else torch.ones_like(area)
     weight = torch.where((seen > 0) & annotated, weight, torch.ones_like(weight))

@@ -1,19 +1,23 @@
 """From a radiograph of any size and exposure to the network's input, and back.
 
-Gooßen et al. 2019 rescale to 480 × 480 and train on random crops of 448 × 448. What the paper
-does not tell is our choice and said here:
+Gooßen et al. 2019 rescale to 480 × 480 and train on random crops of 448 × 448. What the
+paper does not tell is our choice and said here:
 
-1. **Square.** A film is rarely square. Stretching it would change the shape of lungs and ribs,
-   so it is padded with black to a square first; `Geometry.restore` undoes this exactly.
-2. **Grey values.** Two machines show the same chest with different curves. Standardising by a
-   contrast-limited histogram equalisation removes every monotone change of the grey curve as
-   far as the limit allows, and treats a black collimation border or a white margin as what it
-   is in a histogram: one tall bin, which the limit cuts.
-3. **Masks** are shrunk by area and stay soft: a pixel that is half covered is half positive.
-   A threshold would delete the thin rims that make up most small pneumothoraces.
-4. **Augmentation** moves image and mask together and changes the rendering of the image alone,
-   broadly, because scanners differ more than patients do.
-5. **Prediction** averages over overlapping crops, so each pixel of the square has a value.
+1. **Square.** A film is rarely square. Stretching it would change the shape of lungs
+   and ribs, so it is padded with black to a square first; `Geometry.restore` undoes
+   this exactly.
+2. **Grey values.** Two machines show the same chest with different curves.
+   Standardising by a contrast-limited histogram equalisation removes every monotone
+   change of the grey curve as far as the limit allows, and treats a black collimation
+   border or a white margin as what it is in a histogram: one tall bin, which the limit
+   cuts.
+3. **Masks** are shrunk by area and stay soft: a pixel that is half covered is half
+   positive. A threshold would delete the thin rims that make up most small
+   pneumothoraces.
+4. **Augmentation** moves image and mask together and changes the rendering of the image
+   alone, broadly, because scanners differ more than patients do.
+5. **Prediction** averages over overlapping crops, so each pixel of the square has a
+   value.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ class ContrastError(InputError):
     """An image shows nothing: all its pixels have the same value."""
 
 
-# ------------------------------------------------------------------------------ geometry
+# ----------------------------------------------------------------------------- geometry
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Geometry:
     def to_square(self, pixels: Tensor) -> Tensor:
         """(H, W) → (size, size): pad with 0 to a square, rescale with antialiasing.
 
-        Antialiasing is a mean over the area that each new pixel covers, so that sums (the area
-        of a mask) are kept.
+        Antialiasing is a mean over the area that each new pixel covers, so that sums
+        (the area of a mask) are kept.
         """
         if tuple(pixels.shape) != self.shape:
             raise InputError(
@@ -90,7 +94,7 @@ class Geometry:
 
 
 def _resize(image: Tensor, size: int) -> Tensor:
-    """(B, C, S, S) → (B, C, size, size), bilinear, with antialiasing where it gets smaller."""
+    """(B, C, S, S) → (B, C, size, size), bilinear, antialiased."""
     if image.shape[-1] == size:
         return image
     return F.interpolate(
@@ -98,22 +102,22 @@ def _resize(image: Tensor, size: int) -> Tensor:
     )
 
 
-# --------------------------------------------------------------------------- grey values
+# -------------------------------------------------------------------------- grey values
 
 
 def standardise(image: Tensor, *, limit: float = 3.0, bins: int = 256) -> Tensor:
     r"""Contrast-limited histogram equalisation of one image.
 
-    With the histogram $h$ of the values between the 0.5th and the 99.5th percentile, cut at
-    `limit` times its mean and topped up evenly, the new value is the share of the histogram
-    below the old one:
+    With the histogram $h$ of the values between the 0.5th and the 99.5th percentile,
+    cut at `limit` times its mean and topped up evenly, the new value is the share of
+    the histogram below the old one:
 
     $$y = \sum_{b \le x} \tilde h_b, \qquad \tilde h = \min(h, c) + \text{const}$$
 
     Args:
         image: (H, W), any unit.
-        limit: steepest slope of the new grey curve; 1 keeps the curve linear, infinity makes
-            every grey value equally frequent.
+        limit: steepest slope of the new grey curve; 1 keeps the curve linear, infinity
+            makes every grey value equally frequent.
         bins: of the histogram.
 
     Returns:
@@ -129,8 +133,8 @@ def standardise(image: Tensor, *, limit: float = 3.0, bins: int = 256) -> Tensor
         low, high = ordered[0], ordered[-1]
     if not high > low:
         raise ContrastError(
-            f"every pixel of the image is {float(low):.3g}, but a radiograph has contrast. "
-            "The file is blank."
+            f"every pixel of the image is {float(low):.3g}, but a radiograph has "
+            "contrast. The file is blank."
         )
     scaled = ((image - low) / (high - low)).clamp(0, 1)
     place = (scaled * (bins - 1)).round().long()
@@ -151,10 +155,12 @@ def prepare(
 ) -> tuple[NDArray[np.uint8], Geometry]:
     """A radiograph as the network's data set keeps it: square, standardised, 8 bit.
 
-    Training, evaluation and prediction all start from here, so they see the same picture.
+    Training, evaluation and prediction all start from here, so they see the same
+    picture.
 
     Args:
-        pixels: (H, W) in [0, 1], bright is absorbing, as `medimg_utils.io.read_image` gives it.
+        pixels: (H, W) in [0, 1], bright is absorbing, as `medimg_utils.io.read_image`
+            gives it.
         size: side of the square.
 
     Returns:
@@ -172,7 +178,7 @@ def prepare(
 
 
 def prepare_mask(mask: NDArray[np.bool_], size: int = 480) -> NDArray[np.uint8]:
-    """(H, W) mask → (size, size) uint8: the covered share of each pixel, 255 = all of it."""
+    """(H, W) mask → (size, size) uint8: covered share of each pixel, 255 = all."""
     geometry = Geometry((mask.shape[0], mask.shape[1]), size)
     square = geometry.to_square(torch.from_numpy(mask.astype(np.float32)))
     return (square * 255).round().to(torch.uint8).numpy()
@@ -186,21 +192,22 @@ def to_network(image: Tensor) -> Tensor:
     return (image - 0.5) / 0.29
 
 
-# -------------------------------------------------------------------------- augmentation
+# ------------------------------------------------------------------------- augmentation
 
 
 class Augment(nn.Module):
     """Random crop, pose, rendering and clutter for one image and its mask.
 
-    Every step draws from torch's global generator, so that a seed set before the call decides
-    the outcome.
+    Every step draws from torch's global generator, so that a seed set before the call
+    decides the outcome.
 
     Args:
         crop: side of the random crop.
         strength: scales every amount; 0 leaves only the crop, 1 is meant for training.
-        flip: probability of a left-right flip. It puts the heart on the wrong side, which is
-            rare in patients; but side is no clue to a pneumothorax, and a network that knows
-            both sides equally well is worth more than one that knows hearts.
+        flip: probability of a left-right flip. It puts the heart on the wrong side,
+            which is rare in patients; but side is no clue to a pneumothorax, and a
+            network that knows both sides equally well is worth more than one that knows
+            hearts.
 
     >>> augment = Augment(448)
     >>> image, mask = augment(torch.rand(1, 480, 480), torch.zeros(1, 480, 480))
@@ -260,7 +267,7 @@ def grey_curve(image: Tensor, strength: float) -> Tensor:
 
 
 def uneven_exposure(image: Tensor, strength: float) -> Tensor:
-    """A smooth field of a few blobs is added: scatter, heel effect, soft parts of the body."""
+    """Add a smooth field of a few blobs: scatter, heel effect, soft parts."""
     coarse = torch.randn(1, 1, 3, 3) * 0.12 * strength
     return image + F.interpolate(
         coarse, size=image.shape[-2:], mode="bicubic", align_corners=False
@@ -276,7 +283,7 @@ def resolution_loss(image: Tensor, strength: float) -> Tensor:
 
 
 def sharpen_or_blur(image: Tensor, strength: float) -> Tensor:
-    """Unsharp masking, x + a (x - blurred x): a > 0 sharpens as consoles do, a < 0 blurs."""
+    """Unsharp masking, x + a (x - blurred x): a > 0 sharpens, a < 0 blurs."""
     sigma = _between(0.7, 4)
     radius = math.ceil(2.5 * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
@@ -335,7 +342,7 @@ def clutter(image: Tensor, strength: float) -> Tensor:
     return image
 
 
-# ---------------------------------------------------------------------------- prediction
+# --------------------------------------------------------------------------- prediction
 
 
 @torch.inference_mode()
@@ -362,8 +369,8 @@ def tiled_probability(
     size = image.shape[-1]
     if not 0 < crop <= size or (size - crop) > crop * (positions - 1):
         raise InputError(
-            f"{positions} crops of {crop} pixels along an axis do not cover {size} pixels. "
-            "Use more positions or larger crops."
+            f"{positions} crops of {crop} pixels along an axis do not cover {size} "
+            "pixels. Use more positions or larger crops."
         )
     device = next(
         (weight.device for weight in network.parameters()), torch.device("cpu")
@@ -376,7 +383,7 @@ def tiled_probability(
     )
     corners = [(top, left) for top in starts for left in starts]
     ready = to_network(image)
-    crops = torch.stack([ready[:, t : t + crop, l : l + crop] for t, l in corners])
+    crops = torch.stack([ready[:, y : y + crop, x : x + crop] for y, x in corners])
     found = network(crops.to(device)).float().sigmoid().cpu()[:, 0]
     total, count = torch.zeros(size, size), torch.zeros(size, size)
     for (top, left), probability in zip(corners, found, strict=True):

@@ -1,6 +1,7 @@
 """The trained networks that travel with the package, so that a notebook alone has them.
 
-Each is two files beside this module: NAME.safetensors (weights) and NAME.json (settings).
+Each is two files beside this module: NAME.safetensors (weights) and NAME.json
+(settings).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def find(name: str) -> Path:
     if name not in names():
         raise InputError(
             f"no network {name!r} travels with the package; there are: "
-            f"{', '.join(names()) or 'none'}. Train one with `python -m medimg_utils train`."
+            f"{', '.join(names()) or 'none'}. Train one with `python -m medimg_utils "
+            "train`."
         )
     return FOLDER / f"{name}.safetensors"

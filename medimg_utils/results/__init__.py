@@ -1,7 +1,8 @@
 """Stored results: every number in the book's prose comes from a file beside this one.
 
-A run writes a result once, with all that is needed to judge it: which data, how many images,
-which size and seed, which commit, which versions, which machine. Pages only read.
+A run writes a result once, with all that is needed to judge it: which data, how many
+images, which size and seed, which commit, which versions, which machine. Pages only
+read.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        # An installed copy may lie inside somebody else's checkout: ask whether it is tracked.
+        # An installed copy may lie inside somebody else's checkout: ask whether it is
+        # tracked.
         git("ls-files", "--error-unmatch", "__init__.py")
         return (
             git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or None
@@ -101,7 +103,8 @@ def save(
         name: e.g. `pneumothorax-lab`.
         values: nested dict of numbers and texts. NaN becomes null.
         folder: where to; beside this module unless given.
-        about: the arguments of `provenance`, unless `values` holds its answer as `about`.
+        about: the arguments of `provenance`, unless `values` holds its answer as
+            `about`.
 
     Returns:
         The path written.
@@ -130,6 +133,7 @@ def load(name: str, folder: Path | None = None) -> dict[str, Any]:
     path = _path(name, folder)
     if not path.is_file():
         raise InputError(
-            f"there is no stored result {name!r}; there are: {', '.join(names(folder)) or 'none'}."
+            f"there is no stored result {name!r}; there are: "
+            f"{', '.join(names(folder)) or 'none'}."
         )
     return json.loads(path.read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ from medimg_utils.io import encode_rle
 def chest(
     size: int, seed: int, positive: bool, side: str = "right"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grey (size, size) uint8 and mask: two dark lungs, and a darker rim where air is."""
+    """Grey (size, size) uint8 and mask: two dark lungs, a darker rim of air."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:size, :size] / size
     grey = (

@@ -1,0 +1,50 @@
+"""Examine a release before training on it: python data_scripts/verify.py siim|nih PATH.
+
+Opens every image and every mask, prints a table of what is fine and what is not, and exits
+with 1 where there is a problem.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medimg_utils.errors import InputError
+from medimg_utils.pneumothorax.dataset import Check, verify
+
+SHOWN = 5  # cases listed of each problem
+
+
+def main(
+    layout: Annotated[str, typer.Argument(help="siim or nih")],
+    path: Annotated[Path, typer.Argument(help="Folder of the release.")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Print what is fine in a release and what is not; exit 1 on a problem."""
+    try:
+        checks = verify(layout, path, progress=not quiet)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        typer.echo(f"{_state(check):7}  {check.name:{width}}  {check.found}")
+        for text in (*check.problems[:SHOWN], *check.notes):
+            typer.echo(f"{'':7}  {'':{width}}  - {text}")
+        if len(check.problems) > SHOWN:
+            typer.echo(
+                f"{'':7}  {'':{width}}  - and {len(check.problems) - SHOWN} more"
+            )
+    problems = sum(len(check.problems) for check in checks)
+    typer.echo(f"{path}: {f'{problems} problems' if problems else 'fine'}")
+    raise typer.Exit(1 if problems else 0)
+
+
+def _state(check: Check) -> str:
+    return "PROBLEM" if check.problems else "note" if check.notes else "fine"
+
+
+if __name__ == "__main__":
+    typer.run(main)
