@@ -86,6 +86,10 @@ serve: book ## Serve the website on this machine (PORT=8000)
 first-cells: $(INSTALLED) ## Write the first cell of every notebook from _config.yml
 	$(BIN)/python book/_ext/first_cell.py --write
 
+.PHONY: run-sizes
+run-sizes: $(INSTALLED) ## Write the table of run sizes in README.md from the results
+	$(BIN)/python book/_ext/run_sizes.py --write
+
 .PHONY: format
 format: $(INSTALLED) ## Format the code and strip outputs from the notebooks
 	$(BIN)/ruff check --fix .

@@ -107,7 +107,11 @@ def gallery(
     """
     if len(images) == 0:
         raise ValueError("there are no images to show")
-    for name, values in (("masks", masks), ("titles", titles), ("predicted", predicted)):
+    for name, values in (
+        ("masks", masks),
+        ("titles", titles),
+        ("predicted", predicted),
+    ):
         if values is not None and len(values) != len(images):
             raise ValueError(f"{len(values)} {name} for {len(images)} images")
     columns = min(columns, len(images))

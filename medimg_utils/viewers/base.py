@@ -95,9 +95,7 @@ def check_probability(
     return np.rint(255 * array).astype(np.uint8)
 
 
-def check_shape(
-    name: str, array: npt.NDArray[Any], expected: tuple[int, ...]
-) -> None:
+def check_shape(name: str, array: npt.NDArray[Any], expected: tuple[int, ...]) -> None:
     """Raise ValueError unless ``array`` has the shape of the image."""
     if array.shape != expected:
         raise ValueError(

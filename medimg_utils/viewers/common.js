@@ -53,8 +53,8 @@ function slider(model, name, label, { min, max, step, format }, signal) {
     "div",
     { class: "medimg-control" },
     element("label", { for: id, text: label }),
-    input,
     output,
+    input,
   );
 }
 
@@ -145,7 +145,7 @@ function paintMasks(rgba, width, height, truth, predicted, opacity) {
 }
 
 /** Pixels of `probability` (0 to 255) that reach `threshold` (0 to 1). */
-function atLeast(probability, threshold) {
+function aboveThreshold(probability, threshold) {
   const mask = new Uint8Array(probability.length);
   for (let i = 0; i < mask.length; i++) mask[i] = probability[i] / 255 >= threshold;
   return mask;

@@ -90,7 +90,7 @@ async function render({ model, el }) {
 
   function drawOverlay() {
     const opacity = get("opacity");
-    const predicted = probability && atLeast(probability, get("threshold"));
+    const predicted = probability && aboveThreshold(probability, get("threshold"));
     const showPrediction = probability && get("show_prediction");
     paint(overlay, (rgba) => {
       if (probability && get("show_map")) paintMap(rgba, probability, opacity);

@@ -133,9 +133,7 @@ class MaskOverlayViewer(base.Viewer):
         figure = Figure(figsize=(5, 5 * self.rows / self.columns))
         axes = figure.add_axes((0, 0, 1, 1))
         image = low + (high - low) * self._image / 255
-        plotting.show_image(
-            axes, image, window=(self.window_centre, self.window_width)
-        )
+        plotting.show_image(axes, image, window=(self.window_centre, self.window_width))
         predicted = None if self._probability is None else self.predicted()
         plotting.overlay(axes, mask=self._mask, predicted=predicted)
         return figure

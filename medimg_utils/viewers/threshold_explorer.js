@@ -125,7 +125,7 @@ async function render({ model, el }) {
 
   /** Predicted mask of an exam; a region smaller than `min_area` is dropped. */
   function predict(exam) {
-    const mask = atLeast(exam.probability, get("threshold"));
+    const mask = aboveThreshold(exam.probability, get("threshold"));
     return count(mask) >= get("min_area") ? mask : mask.fill(0);
   }
 
@@ -180,9 +180,13 @@ async function render({ model, el }) {
     "div",
     { class: "medimg-viewer", role: "group", "aria-label": get("title") || "Threshold explorer" },
     ...(get("title") ? [element("p", { class: "medimg-title", text: get("title") })] : []),
-    slider(model, "threshold", "Pixel threshold", fraction, signal),
-    slider(model, "min_area", "Smallest area that counts", area, signal),
-    slider(model, "opacity", "Opacity of the overlay", fraction, signal),
+    element(
+      "div",
+      { class: "medimg-row" },
+      slider(model, "threshold", "Pixel threshold", fraction, signal),
+      slider(model, "min_area", "Smallest area that counts", area, signal),
+      slider(model, "opacity", "Opacity of the overlay", fraction, signal),
+    ),
     element(
       "div",
       { class: "medimg-gallery" },

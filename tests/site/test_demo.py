@@ -10,7 +10,6 @@ from playwright.sync_api import Locator, Page
 
 from medimg_utils.viewers import MaskOverlayViewer, ThresholdExplorer
 
-
 PICTURE = "node => node.toDataURL()"
 
 
@@ -37,7 +36,9 @@ def move(root: Locator, trait: str, value: float) -> None:
     )
 
 
-@pytest.mark.parametrize("trait", ["window_centre", "window_width", "opacity", "threshold"])
+@pytest.mark.parametrize(
+    "trait", ["window_centre", "window_width", "opacity", "threshold"]
+)
 def test_overlay_slider_changes_the_picture(visit, demo, trait) -> None:
     root = viewer(visit.open(demo / "viewers.html"), "A disc")
     canvas = root.locator("canvas").first
@@ -55,7 +56,9 @@ def test_overlay_dice_is_that_of_python(visit, demo) -> None:
     for threshold in (0.0, 0.2, 0.5, 0.55, 0.9, 1.0):
         move(root, "threshold", threshold)
         same.threshold = threshold
-        assert root.locator(".medimg-overlap").inner_text() == f"Dice: {same.dice():.3f}"
+        assert (
+            root.locator(".medimg-overlap").inner_text() == f"Dice: {same.dice():.3f}"
+        )
 
 
 def test_overlay_reads_out_the_pixel_under_the_keyboard(visit, demo) -> None:
@@ -141,7 +144,9 @@ def test_explorer_slider_changes_the_pictures(visit, demo, trait) -> None:
     before = pictures.evaluate_all("nodes => nodes.map(node => node.toDataURL())")
     move(root, trait, {"threshold": 0.3, "min_area": 123, "opacity": 0.1}[trait])
     after = pictures.evaluate_all("nodes => nodes.map(node => node.toDataURL())")
-    assert (after != before) == (trait != "min_area")  # all regions are larger than that
+    assert (after != before) == (
+        trait != "min_area"
+    )  # all regions are larger than that
 
 
 def test_explorer_moves_the_point_on_the_roc_curve(visit, demo) -> None:

@@ -22,7 +22,9 @@ def test_the_book_was_built() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_page_names_no_other_host_to_load_from(page: str) -> None:
     text = (HTML / page).read_text(encoding="utf-8")
-    loads = r"<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=[\"']?(https?:)?//"
+    loads = (
+        r"<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=[\"']?(https?:)?//"
+    )
     assert not re.search(loads, text)
     assert "cdn." not in text
     assert len(text.encode()) <= MAX_PAGE_BYTES
@@ -45,7 +47,8 @@ def test_figures_have_alt_text(visit, page: str) -> None:
     images = visit.open(HTML / page).locator(".cell_output img")
     for alt in images.evaluate_all("nodes => nodes.map(node => node.alt)"):
         # Without a text of its own MyST-NB writes the name of the file.
-        assert len(alt) > 15 and not alt.endswith(".png")
+        assert len(alt) > 15
+        assert not alt.endswith(".png")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -54,7 +57,9 @@ def test_viewers_are_alive(visit, page: str) -> None:
     for viewer in opened.locator(".medimg-viewer").all():
         picture = viewer.locator("canvas").first
         before = picture.evaluate("node => node.toDataURL()")
-        slider = viewer.locator('input[data-trait="opacity"], input[type="range"]').first
+        slider = viewer.locator(
+            'input[data-trait="opacity"], input[type="range"]'
+        ).first
         slider.focus()
         # From one end to the other: whatever it sets, the picture must follow.
         seen = set()

@@ -1,0 +1,71 @@
+"""Check or write the table of run sizes in README.md from the stored results.
+
+Usage: python book/_ext/run_sizes.py [--write]
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from medimg_utils import results
+from medimg_utils.settings import SIZES
+
+README = Path(__file__).parents[2] / "README.md"
+START = "<!-- run sizes: written by book/_ext/run_sizes.py -->"
+END = "<!-- end of run sizes -->"
+HEAD = "| use case | size | hardware | minutes | AUC (95 % interval) | Dice | data |"
+
+
+def row(name: str, result: dict[str, Any]) -> str:
+    """Return one line of the table, for the stored result called ``name``."""
+    use_case, size = name.rsplit("-", 1)
+    about, area, dice = result["about"], result["auc"], result["dice"]
+    data = about["data"]
+    kind = "simulated" if isinstance(data, dict) and data.get("simulated") else "real"
+    minutes = result.get("minutes")
+    cells = [
+        use_case,
+        f"`{size}`",
+        str(result.get("hardware") or about["device"]),
+        "not recorded" if minutes is None else f"{minutes:.0f}",
+        f"{area['value']:.2f} ({area['bootstrap'][0]:.2f} to {area['bootstrap'][1]:.2f})",
+        f"{dice['value']:.2f}",
+        f"{result['n']['images']} {kind} images of other patients",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def table() -> str:
+    """Return the whole table; a sentence where no result is stored yet."""
+    stored = [name for name in results.names() if name.rsplit("-", 1)[-1] in SIZES]
+    if not stored:
+        return "No results are stored yet."
+    rows = [row(name, results.load(name)) for name in stored]
+    rule = "|---" * HEAD.count(" | ") + "|---|"
+    return "\n".join([HEAD, rule, *rows])
+
+
+def update(text: str) -> str:
+    """Return the README with the present table."""
+    if START not in text or END not in text:
+        raise ValueError(f"README.md lacks the lines {START!r} and {END!r}")
+    between = re.escape(START) + r".*?" + re.escape(END)
+    wanted = f"{START}\n\n{table()}\n\n{END}"
+    return re.sub(between, lambda _: wanted, text, flags=re.DOTALL)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line."""
+    text = README.read_text(encoding="utf-8")
+    wanted = update(text)
+    if arguments == ["--write"]:
+        README.write_text(wanted, encoding="utf-8")
+        return 0
+    if text != wanted:
+        print("README.md: run make run-sizes", file=sys.stderr)
+    return int(text != wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Run copies of the notebooks, and keep their outputs for the website.
+
+Usage: python tests/notebooks/executed.py copy|keep
+
+``copy`` puts every notebook of the book into .cache/executed, where nbmake runs it.
+``keep`` hands the outputs to the cache that the website is built from.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+
+ROOT = Path(__file__).parents[2]
+EXECUTED = ROOT / ".cache" / "executed"
+KEPT = ROOT / ".cache" / "notebooks"
+
+
+def copy() -> None:
+    """Copy every notebook of the book, in its folder, to where nbmake runs it."""
+    shutil.rmtree(EXECUTED, ignore_errors=True)
+    for source in sorted((ROOT / "book").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" not in source.parts:
+            target = EXECUTED / source.relative_to(ROOT / "book")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def keep() -> None:
+    """Store the executed notebooks as outputs of their sources."""
+    cache = get_cache(KEPT)
+    for executed in sorted(EXECUTED.rglob("*.ipynb")):
+        source = ROOT / "book" / executed.relative_to(EXECUTED)
+        notebook = nbformat.read(executed, as_version=4)
+        bundle = CacheBundleIn(nb=notebook, uri=str(source))
+        cache.cache_notebook_bundle(bundle, check_validity=True, overwrite=True)
+
+
+if __name__ == "__main__":
+    {"copy": copy, "keep": keep}[sys.argv[1]]()
