@@ -33,6 +33,9 @@ class Viewer(anywidget.AnyWidget):
     title = traitlets.Unicode().tag(sync=True)
     alt = traitlets.Unicode().tag(sync=True)
 
+    # ipywidgets 7 has such a method, which would show the widget without its still.
+    _ipython_display_ = None
+
     def still(self) -> Figure:
         """Draw the viewer's present state as a figure."""
         raise NotImplementedError

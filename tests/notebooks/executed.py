@@ -30,11 +30,21 @@ def copy() -> None:
 
 
 def keep() -> None:
-    """Store the executed notebooks as outputs of their sources."""
+    """Store what the executed notebooks show as outputs of their sources."""
     cache = get_cache(KEPT)
     for executed in sorted(EXECUTED.rglob("*.ipynb")):
         source = ROOT / "book" / executed.relative_to(EXECUTED)
-        notebook = nbformat.read(executed, as_version=4)
+        notebook = nbformat.read(source, as_version=4)
+        done = nbformat.read(executed, as_version=4)
+        # The cache knows a notebook by its cells and their metadata, to which nbmake
+        # adds times: take over nothing but the outputs.
+        for cell, run in zip(notebook.cells, done.cells, strict=True):
+            if cell.cell_type == "code":
+                cell.outputs = run.outputs
+                cell.execution_count = run.execution_count
+        for key in ("language_info", "widgets"):
+            if key in done.metadata:
+                notebook.metadata[key] = done.metadata[key]
         bundle = CacheBundleIn(nb=notebook, uri=str(source))
         cache.cache_notebook_bundle(bundle, check_validity=True, overwrite=True)
 

@@ -187,8 +187,24 @@ def test_figure_has_alt_text_and_caption(visit, demo) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["viewers", "quiz"])
+@pytest.mark.parametrize("name", ["viewers", "quiz", "exercises"])
 def test_demo_is_accessible(visit, demo: Path, name: str, theme: str) -> None:
     visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
     visit.open(demo / f"{name}.html")
+    assert not visit.errors
+    assert not visit.requests
     assert not visit.barriers()
+
+
+def test_a_solution_is_folded_until_it_is_asked_for(visit, demo: Path) -> None:
+    page = visit.open(demo / "exercises.html")
+    answer = page.get_by_text("It is two.")
+    assert not answer.is_visible()
+    page.locator(".solution button, .solution summary").first.click()
+    answer.wait_for(state="visible")
+
+
+def test_formulas_are_set_without_a_network(visit, demo: Path) -> None:
+    page = visit.open(demo / "exercises.html")
+    page.locator("mjx-container svg").first.wait_for(state="attached")
+    assert not visit.requests

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 from medimg_utils.viewers import MaskOverlayViewer
@@ -102,6 +103,14 @@ def test_the_bundle_holds_a_widget_and_a_still_picture() -> None:
     assert metadata["image/png"]["alt"] == "A wedge."
     still = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
     assert np.asarray(still.convert("L")).std() > 10
+
+
+def test_ipython_shows_the_whole_bundle() -> None:
+    # Also with ipywidgets 7, whose widgets display themselves.
+    assert example()._ipython_display_ is None
+    data, metadata = DisplayFormatter().format(example(alt="A wedge."))
+    assert {"application/vnd.jupyter.widget-view+json", "image/png"} <= set(data)
+    assert metadata["image/png"]["alt"] == "A wedge."
 
 
 def test_the_still_picture_follows_the_threshold() -> None:

@@ -1,0 +1,56 @@
+"""Outputs of the notebook tests reach the website, widgets included."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import executed
+import nbformat
+import pytest
+from jupyter_cache import get_cache
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A book with one notebook, which shows a viewer."""
+    monkeypatch.setattr(executed, "ROOT", tmp_path)
+    monkeypatch.setattr(executed, "EXECUTED", tmp_path / ".cache" / "executed")
+    monkeypatch.setattr(executed, "KEPT", tmp_path / ".cache" / "notebooks")
+    code = "from medimg_utils.viewers import MaskOverlayViewer\nMaskOverlayViewer([[0, 1]])"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code)], metadata={"kernelspec": kernel}
+    )
+    source = tmp_path / "book" / "part" / "page.ipynb"
+    source.parent.mkdir(parents=True)
+    nbformat.write(notebook, source)
+    return tmp_path
+
+
+def test_outputs_are_kept_for_the_source(project: Path) -> None:
+    source = project / "book" / "part" / "page.ipynb"
+    before = source.read_bytes()
+    executed.copy()
+    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--overwrite"]
+    subprocess.run([*command, str(executed.EXECUTED)], cwd=project, check=True)
+    executed.keep()
+    assert source.read_bytes() == before
+
+    cache = get_cache(executed.KEPT)
+    _, merged = cache.merge_match_into_notebook(nbformat.read(source, as_version=4))
+    (output,) = merged.cells[0].outputs
+    view = output.data["application/vnd.jupyter.widget-view+json"]
+    widgets = merged.metadata.widgets["application/vnd.jupyter.widget-state+json"]
+    assert view["model_id"] in widgets["state"]
+
+    changed = nbformat.read(source, as_version=4)
+    changed.cells[0].source += "\n1 + 1"
+    with pytest.raises(KeyError):
+        cache.match_cache_notebook(changed)
+
+
+def test_copies_of_removed_notebooks_disappear(project: Path) -> None:
+    executed.copy()
+    (project / "book" / "part" / "page.ipynb").unlink()
+    executed.copy()
+    assert list(executed.EXECUTED.rglob("*.ipynb")) == []
