@@ -1,0 +1,57 @@
+"""Simulate exams from real anatomy and write them in the layout of a real release."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medimg_utils.errors import InputError
+from medimg_utils.physics.anatomy import AnatomyError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+
+@app.callback()
+def main() -> None:
+    """Simulate exams from real anatomy and write them in the layout of a real release."""
+
+
+@app.command()
+def pneumothorax(
+    out: Annotated[Path, typer.Option(help="Folder to write, in the SIIM-ACR layout.")],
+    patients: Annotated[int, typer.Option(help="Patients; each has 1 to 3 films.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")],
+    size: Annotated[int, typer.Option(help="Rows and columns of the images.")] = 1024,
+    positive_rate: Annotated[
+        float, typer.Option(help="Share of images with a pneumothorax.")
+    ] = 0.22,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Also write each positive without the collapse.")
+    ] = False,
+    drain_rate: Annotated[
+        tuple[float, float],
+        typer.Option(help="Share of films with a drain, without and with pneumothorax."),
+    ] = (0.06, 0.30),
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core.")] = None,
+) -> None:
+    """Chest radiographs with and without pneumothorax."""
+    from medimg_utils.pneumothorax.simulate import simulate_release
+
+    try:
+        simulate_release(
+            out,
+            patients,
+            seed,
+            size=size,
+            positive_rate=positive_rate,
+            pairs=pairs,
+            drain_rate=drain_rate,
+            workers=workers,
+        )
+    except (InputError, AnatomyError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    app()

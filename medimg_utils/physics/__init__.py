@@ -1,0 +1,1 @@
+"""Anatomy, deformation and the physics that turns anatomy into simulated exams."""

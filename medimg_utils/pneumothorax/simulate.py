@@ -1,0 +1,445 @@
+"""Simulated radiographs, written as the SIIM-ACR Pneumothorax release is.
+
+A patient is one of four real chest CTs, deformed (:mod:`.film`); a pneumothorax is a
+lung of it, collapsed in 3-D (:mod:`.collapse`).  :func:`simulate_release` writes
+
+    OUT/dicom-images/<StudyUID>/<SeriesUID>/<ImageId>.dcm
+    OUT/train-rle.csv          the columns ``ImageId`` and `` EncodedPixels``
+    OUT/simulation-truth.csv   what only a simulation knows; readers never open it
+    OUT/simulation.json        the settings
+
+One seed gives one set of bytes, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import torch
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit, generate_uid
+from scipy import ndimage as ndi
+from tqdm.auto import tqdm
+
+from medimg_utils.errors import InputError
+from medimg_utils.io import atomic_path, encode_rle, write_json_atomic, write_text_atomic
+from medimg_utils.pneumothorax.collapse import KINDS, random_pneumothorax
+from medimg_utils.pneumothorax.film import (
+    Radiograph,
+    Rates,
+    View,
+    fit_pneumothorax,
+    make_view,
+    random_patient,
+    random_technique,
+    render,
+)
+from medimg_utils.pneumothorax.phantom import ANATOMIES, load_chest, load_girdle, prepare
+from medimg_utils.settings import Settings, get_settings
+
+#: Mask area as a share of the image at the 5, 25, 50, 75 and 95 % quantile of the
+#: 2,669 positive images of the SIIM-ACR table (counted from the public table).
+SIIM_AREAS = {0.05: 0.0013, 0.25: 0.0039, 0.5: 0.0082, 0.75: 0.0175, 0.95: 0.0437}
+#: Version of the simulation: another version gives other pictures for the same seed.
+VERSION = 1
+#: Share of the films of a patient with pneumothorax that show it; the others are from
+#: before or after.
+_SHOWN = 0.85
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Everything that decides what a simulated release contains.
+
+    Attributes
+    ----------
+    patients: number of patients; each has one to three films.
+    seed: of all that is random.
+    size: rows and columns of the square images.
+    positive_rate: share of images with a pneumothorax; 0.22 as in SIIM-ACR.
+    pairs: also write each positive film without the collapse, all else equal.
+    anatomies: the CTs that patients are made of.
+    rates: of devices, findings and views.
+    """
+
+    patients: int
+    seed: int
+    size: int = 1024
+    positive_rate: float = 0.22
+    pairs: bool = False
+    anatomies: tuple[str, ...] = ANATOMIES
+    rates: Rates = Rates()
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.patients < 1:
+            raise InputError(f"patients is {self.patients}; at least 1 is needed")
+        if not 64 <= self.size <= 2048:
+            raise InputError(f"size is {self.size} pixels; 64 to 2048 are supported")
+        if not 0 <= self.positive_rate <= 1:
+            raise InputError(f"positive rate is {self.positive_rate}; 0 to 1 is needed")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; a whole number from 0 on is needed")
+        unknown = set(self.anatomies) - set(ANATOMIES)
+        if unknown or not self.anatomies:
+            raise InputError(
+                f"unknown anatomies {sorted(unknown)}: use some of {', '.join(ANATOMIES)}"
+            )
+
+
+def random_area(generator: np.random.Generator) -> float:
+    """A mask area as a share of the image, distributed as in SIIM-ACR.
+
+    Log-linear between the quantiles; the ends reach from 0.05 % to 8 %.
+    """
+    levels = [0.0, *SIIM_AREAS, 1.0]
+    areas = [0.0005, *SIIM_AREAS.values(), 0.08]
+    return float(np.exp(np.interp(generator.random(), levels, np.log(areas))))
+
+
+def simulate_release(
+    out: Path,
+    patients: int,
+    seed: int,
+    size: int = 1024,
+    positive_rate: float = 0.22,
+    pairs: bool = False,
+    anatomies: tuple[str, ...] = ANATOMIES,
+    drain_rate: tuple[float, float] = Rates.drain,
+    workers: int | None = None,
+    data_dir: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write a simulated release; go on where an interrupted call stopped.
+
+    Parameters
+    ----------
+    out: folder to write; created.
+    patients, seed, size, positive_rate, pairs, anatomies: see :class:`Simulation`.
+    drain_rate: share of films with a chest drain, (without, with pneumothorax).
+    workers: processes; one a CPU core by default.
+    data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
+    progress: show a progress bar.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out``.
+
+    Raises
+    ------
+    InputError
+        A setting out of range, or ``out`` holds something else.
+    AnatomyError
+        The anatomy cannot be fetched.
+    """
+    plan = Simulation(
+        patients, seed, size, positive_rate, pairs, tuple(anatomies), Rates(drain=drain_rate)
+    )
+    settings = json.loads(json.dumps(asdict(plan)))
+    done = out / "simulation.json"
+    started = out / "unfinished.json"
+    for file in (done, started):
+        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != settings:
+            raise InputError(
+                f"{out} holds a simulation with other settings (see {file.name}); "
+                "choose another folder or delete this one"
+            )
+    if done.exists():
+        return out
+    if out.exists() and any(out.iterdir()) and not started.exists():
+        raise InputError(f"{out} is not empty and holds no simulation; choose another")
+    prepare(plan.anatomies, data_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(started, settings)
+
+    schedule = _schedule(plan)
+    parts = out / "unfinished"
+    parts.mkdir(exist_ok=True)
+    missing = [i for i in range(patients) if not (parts / f"{i:06d}.json").exists()]
+    bar = tqdm(
+        total=sum(map(len, schedule)),
+        initial=sum(len(schedule[i]) for i in range(patients) if i not in set(missing)),
+        desc="simulating radiographs",
+        unit="film",
+        disable=not progress,
+    )
+    count = min(workers or os.cpu_count() or 1, len(missing)) or 1
+    jobs = [(plan, i, schedule[i], out, data_dir) for i in missing]
+    with bar:
+        if count == 1:
+            for job in jobs:
+                _simulate_patient(*job)
+                bar.update(len(job[2]))
+        else:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(count, mp_context=context) as pool:
+                futures = {pool.submit(_simulate_patient, *job): job for job in jobs}
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update(len(futures[future][2]))
+    _finish(out, parts, patients)
+    write_json_atomic(done, settings)
+    shutil.rmtree(parts)
+    started.unlink()
+    return out
+
+
+def ensure_release(size: str, settings: Settings | None = None) -> Path:
+    """The simulated release of a run size, made on first use.
+
+    ``tiny``: 24 patients at 512 px, half of the images positive.  ``lab``: the images
+    that the lab network learned from, :data:`LAB_PATIENTS` patients at 512 px.
+
+    Returns
+    -------
+    pathlib.Path
+        ``MEDIMG_DATA/pneumothorax-<size>``.
+    """
+    data = (settings or get_settings()).data
+    out = data / f"pneumothorax-{size}"
+    if size == "tiny":
+        return simulate_release(out, 24, seed=1, size=512, positive_rate=0.5, data_dir=data)
+    if size == "lab":
+        return simulate_release(out, data_dir=data, **LAB_TRAIN)
+    raise InputError(
+        f"there is no simulated release of size {size!r}: the sizes are tiny and lab; "
+        "for paper, point to the real release"
+    )
+
+
+#: The anatomy that no lab network learns from.
+HELD_OUT = "chest2"
+#: Arguments of the lab releases: training, and two tests of unseen patients, one of
+#: anatomies that were trained on and one of the anatomy that was held out.
+LAB_TRAIN: dict[str, Any] = {
+    "patients": 700,
+    "seed": 100,
+    "size": 512,
+    "positive_rate": 0.5,
+    "pairs": True,
+    # drains tell nothing here, so that they cannot be learned as a shortcut
+    "drain_rate": (0.15, 0.15),
+    "anatomies": tuple(a for a in ANATOMIES if a != HELD_OUT),
+}
+LAB_TESTS: dict[str, dict[str, Any]] = {
+    "unseen-patients": {
+        "patients": 52,
+        "seed": 200,
+        "size": 512,
+        "positive_rate": 0.4,
+        "anatomies": tuple(a for a in ANATOMIES if a != HELD_OUT),
+    },
+    "unseen-anatomy": {
+        "patients": 52,
+        "seed": 300,
+        "size": 512,
+        "positive_rate": 0.4,
+        "anatomies": (HELD_OUT,),
+    },
+}
+
+
+# --- one patient ----------------------------------------------------------------------
+
+
+def _schedule(plan: Simulation) -> list[list[bool]]:
+    """For each patient, for each film: does it show a pneumothorax?
+
+    Films per patient are drawn first; patients fall ill in random order until the
+    wanted number of positive films is reached.
+    """
+    generator = np.random.default_rng([plan.seed, 0])
+    films = generator.choice([1, 2, 3], size=plan.patients, p=[0.55, 0.30, 0.15])
+    schedule = [[False] * int(n) for n in films]
+    wanted = round(plan.positive_rate * int(films.sum()))
+    for hidden in (1 - _SHOWN, 0.0):  # a second round where too many were hidden
+        for patient in generator.permutation(plan.patients):
+            for film in range(len(schedule[patient])):
+                if wanted and not schedule[patient][film] and generator.random() >= hidden:
+                    schedule[patient][film] = True
+                    wanted -= 1
+    return schedule
+
+
+def _simulate_patient(
+    plan: Simulation, index: int, films: list[bool], out: Path, data_dir: Path | None
+) -> None:
+    """Render and write all films of one patient, then note them in its part file."""
+    torch.set_num_threads(1)
+    generator = np.random.default_rng([plan.seed, 1, index])
+    patient = random_patient(plan.anatomies, plan.rates, generator)
+    chest = load_chest(patient.anatomy, data_dir)
+    girdle = load_girdle(data_dir)
+    rows = []
+    for film, positive in enumerate(films):
+        technique = random_technique(plan.rates, positive, generator)
+        healthy = make_view(chest, patient, technique, plan.size)
+        fields: dict[str, Any] = {"side": "", "kind": "", "pair": ""}
+        if positive:
+            view, gap, found = _collapse_somehow(healthy, generator)
+            picture = render(view, girdle, gap)
+            fields.update(side="RL"[found.side], kind=found.kind)
+        else:
+            view = healthy
+            picture = render(healthy, girdle, None)
+        name = f"{index}-{film}"
+        row = _write_film(plan, out, index, film, name, view, picture, fields)
+        if positive and plan.pairs:
+            twin = render(view, girdle, None)
+            fields = {"side": "", "kind": "", "pair": row["ImageId"]}
+            rows.append(
+                _write_film(plan, out, index, film, f"{name}-twin", view, twin, fields)
+            )
+            row["pair"] = rows[-1]["ImageId"]
+        rows.append(row)
+    write_json_atomic(out / "unfinished" / f"{index:06d}.json", rows)
+
+
+def _collapse_somehow(view: View, generator: np.random.Generator):  # type: ignore[no-untyped-def]
+    """A pneumothorax of an area drawn from SIIM-ACR: try shapes until one reaches it."""
+    area = random_area(generator)
+    while True:
+        for _ in range(6):
+            wanted = random_pneumothorax(area, generator)
+            side = wanted.side if wanted.kind == "tension" else None
+            posed = make_view(view.chest, view.patient, view.technique, view.size, side)
+            gap = fit_pneumothorax(posed, wanted)
+            if gap is not None:
+                return posed, gap, wanted
+        area *= 0.8  # this patient's lungs are too small on the film
+
+
+def _write_film(
+    plan: Simulation,
+    out: Path,
+    index: int,
+    film: int,
+    name: str,
+    view: View,
+    picture: Radiograph,
+    fields: dict[str, Any],
+) -> dict[str, Any]:
+    uids = {
+        kind: generate_uid(entropy_srcs=[f"{_identity(plan)}-{kind}-{name}"])
+        for kind in ("study", "series", "image")
+    }
+    folder = out / "dicom-images" / uids["study"] / uids["series"]
+    folder.mkdir(parents=True, exist_ok=True)
+    patient = f"SIM{plan.seed:04d}-{index:05d}"
+    dataset = _dicom(picture, view, patient, film, uids)
+    with atomic_path(folder / f"{uids['image']}.dcm") as part:
+        dataset.save_as(part, enforce_file_format=True)
+    return {
+        "ImageId": uids["image"],
+        "runs": _rows_of(picture.mask, f"{plan.seed}-{name}"),
+        "patient": patient,
+        "anatomy": view.patient.anatomy,
+        "view": view.technique.view,
+        **fields,
+        "area": round(float(picture.mask.mean()), 6),
+        "drain": int("drain" in picture.devices),
+        "devices": "|".join(picture.devices),
+        "findings": "|".join(view.technique.findings),
+        "mirrored": int(view.patient.mirrored),
+    }
+
+
+def _identity(plan: Simulation) -> str:
+    return hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()
+
+
+def _rows_of(mask: np.ndarray, name: str) -> list[str]:
+    """Run lengths as annotators leave them: a row for each region, some drawn in two.
+
+    Of the large regions a sixth is drawn as two overlapping halves.
+    """
+    if not mask.any():
+        return ["-1"]
+    generator = np.random.default_rng(list(hashlib.sha256(name.encode()).digest()[:8]))
+    labels, count = ndi.label(mask)
+    rows = []
+    for label in range(1, count + 1):
+        region = labels == label
+        height = np.flatnonzero(region.any(1))
+        if region.sum() > 400 and generator.random() < 1 / 6 and len(height) > 12:
+            middle = int(height[len(height) // 2])
+            upper, lower = region.copy(), region.copy()
+            upper[middle + 2 :] = False
+            lower[: middle - 2] = False
+            rows += [encode_rle(upper), encode_rle(lower)]
+        else:
+            rows.append(encode_rle(region))
+    return rows
+
+
+def _dicom(
+    picture: Radiograph, view: View, patient: str, film: int, uids: dict[str, str]
+) -> FileDataset:
+    stream = io.BytesIO()
+    Image.fromarray(picture.pixels).save(stream, "JPEG", quality=92)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = uids["image"]
+    meta.TransferSyntaxUID = JPEGBaseline8Bit
+    ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SpecificCharacterSet = "ISO_IR 100"
+    ds.SOPClassUID = meta.MediaStorageSOPClassUID
+    ds.SOPInstanceUID = uids["image"]
+    ds.StudyInstanceUID = uids["study"]
+    ds.SeriesInstanceUID = uids["series"]
+    ds.Modality = "CR"
+    ds.ConversionType = "WSD"
+    ds.BodyPartExamined = "CHEST"
+    ds.ViewPosition = view.technique.view
+    ds.SeriesDescription = f"view: {view.technique.view}"
+    ds.ImageComments = "Simulated radiograph, not of a patient"
+    ds.PatientName = patient
+    ds.PatientID = patient
+    ds.PatientBirthDate = ""
+    ds.PatientSex = view.patient.sex
+    ds.PatientAge = f"{view.patient.age:03d}Y"
+    ds.StudyDate, ds.StudyTime = f"2000{1 + film:02d}01", "000000"
+    ds.AccessionNumber, ds.ReferringPhysicianName, ds.StudyID = "", "", ""
+    ds.SeriesNumber, ds.InstanceNumber = "1", "1"
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.Rows, ds.Columns = picture.pixels.shape
+    ds.PixelSpacing = [f"{picture.pixel_mm:.5f}"] * 2
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
+    ds.PixelRepresentation = 0
+    ds.LossyImageCompression = "01"
+    ds.LossyImageCompressionMethod = "ISO_10918_1"
+    ds.PixelData = encapsulate([stream.getvalue()])
+    return ds
+
+
+def _finish(out: Path, parts: Path, patients: int) -> None:
+    """Join the part files into the two tables."""
+    rows = []
+    for index in range(patients):
+        part = parts / f"{index:06d}.json"
+        rows += json.loads(part.read_text(encoding="utf-8"))
+    table = ["ImageId, EncodedPixels"]
+    table += [f"{row['ImageId']},{runs}" for row in rows for runs in row["runs"]]
+    write_text_atomic(out / "train-rle.csv", "\n".join(table) + "\n")
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, [k for k in rows[0] if k != "runs"], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: v for k, v in row.items() if k != "runs"})
+    write_text_atomic(out / "simulation-truth.csv", stream.getvalue())
