@@ -279,3 +279,15 @@ def test_importing_the_viewers_reaches_for_no_network() -> None:
         "import medimg_utils.viewers, medimg_utils.plotting\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_file_is_large() -> None:
+    for path in project_files():
+        limit = 5 * 1024**2 if path.suffix == ".safetensors" else 1024**2
+        assert path.stat().st_size <= limit, path
+
+
+def test_no_lock_file_names_an_address() -> None:
+    for path in project_files():
+        if "lock" in path.name:
+            assert "://" not in path.read_text(encoding="utf-8"), path

@@ -1,0 +1,1 @@
+"""Helper package of the book Deep learning-assisted medical image analysis."""
