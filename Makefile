@@ -124,7 +124,8 @@ $(ANATOMY): data_scripts/fetch_anatomy.py medimg_utils/physics/anatomy.py | $(IN
 	mkdir -p .cache && touch $@
 
 # Made anew when the simulator changes.
-$(RELEASE): $(wildcard medimg_utils/physics/*.py medimg_utils/pneumothorax/simulate.py) \
+$(RELEASE): $(wildcard medimg_utils/physics/*.py) \
+		$(patsubst %,medimg_utils/pneumothorax/%.py,simulate phantom collapse film) \
 		| $(ANATOMY)
 	rm -rf "$(MEDIMG_DATA)/pneumothorax-tiny"
 	$(BIN)/python -c "from medimg_utils.pneumothorax.simulate import ensure_release; \
