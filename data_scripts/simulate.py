@@ -26,11 +26,14 @@ def pneumothorax(
         float, typer.Option(help="Share of images with a pneumothorax.")
     ] = 0.22,
     pairs: Annotated[
-        bool, typer.Option("--pairs", help="Also write each positive without the collapse.")
+        bool,
+        typer.Option("--pairs", help="Also write each positive without the collapse."),
     ] = False,
     drain_rate: Annotated[
         tuple[float, float],
-        typer.Option(help="Share of films with a drain, without and with pneumothorax."),
+        typer.Option(
+            help="Share of films with a drain, without and with pneumothorax."
+        ),
     ] = (0.06, 0.30),
     workers: Annotated[int | None, typer.Option(help="Processes; one a core.")] = None,
 ) -> None:

@@ -283,7 +283,7 @@ def read_volume(
             affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
         image = nib.Nifti1Image(np.asarray(data, np.float32), affine)
     else:
-        image = nib.load(file)
+        image = nib.Nifti1Image.from_filename(file)
     image = nib.as_closest_canonical(image)
     spacing = np.asarray(image.header.get_zooms()[:3], float)
     return np.asarray(image.dataobj, np.float32), spacing
@@ -383,10 +383,10 @@ def _members(archive: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
     else:
         with tarfile.open(archive) as sdist:
             for entry in sdist:
-                stream = sdist.extractfile(entry) if entry.isfile() else None
-                if stream is not None:
+                member = sdist.extractfile(entry) if entry.isfile() else None
+                if member is not None:
                     full = _safe(entry.name, archive)
-                    yield PurePosixPath(*full.parts[1:]), stream
+                    yield PurePosixPath(*full.parts[1:]), member
 
 
 def _safe(name: str, archive: Path) -> PurePosixPath:

@@ -41,7 +41,9 @@ def mass_attenuation(material: str, energy: float) -> float:
     table = {"water": _WATER, "bone": _BONE}[material]
     if not _ENERGIES[0] <= energy <= _ENERGIES[-1]:
         raise ValueError(f"effective energy {energy} keV is outside 40 to 100 keV")
-    for low, high, a, b in zip(_ENERGIES, _ENERGIES[1:], table, table[1:], strict=False):
+    for low, high, a, b in zip(
+        _ENERGIES, _ENERGIES[1:], table, table[1:], strict=False
+    ):
         if energy <= high:
             t = math.log(energy / low) / math.log(high / low)
             return a * (b / a) ** t

@@ -81,10 +81,11 @@ class Cavity:
         low, high = chest.lungs[side]
         start = ((low - chest.coarse_origin) / COARSE).floor().int() - 3
         stop = ((high - chest.coarse_origin) / COARSE).ceil().int() + 4
-        slices = tuple(
+        x, y, z = (
             slice(max(0, int(a)), min(n, int(b)))
             for a, b, n in zip(start, stop, chest.depth.shape, strict=True)
         )
+        slices = (x, y, z)
         wall = chest.wall[slices]
         if with_base:
             wall = torch.minimum(wall, chest.base[slices])
@@ -96,7 +97,8 @@ class Cavity:
         return cls(
             side=side,
             slices=slices,
-            origin=chest.coarse_origin + COARSE * torch.tensor([s.start for s in slices]),
+            origin=chest.coarse_origin
+            + COARSE * torch.tensor([s.start for s in slices]),
             inside=inside,
             wall=wall,
             base=chest.base[slices],
@@ -137,7 +139,9 @@ class Cavity:
             pattern = apical(uniform(0.72, 0.9), uniform(0.05, 0.09))
             pattern = pattern * (1 + uniform(-0.2, 0.4) * u)
         elif kind == "apicolateral":
-            pattern = apical(uniform(0.35, 0.7), uniform(0.08, 0.16)) * (0.45 + 0.75 * u)
+            pattern = apical(uniform(0.35, 0.7), uniform(0.08, 0.16)) * (
+                0.45 + 0.75 * u
+            )
         elif kind == "basal":
             pattern = torch.sigmoid((uniform(0.2, 0.4) - h) / 0.07) * (0.3 + u)
         elif kind == "loculated":
@@ -185,7 +189,9 @@ def collapse(chest: Chest, cavity: Cavity, g: Tensor) -> Tensor:
     """
     spacing = torch.tensor(SPACING)
     # x and z are twice as fine as the coarse grid, y is the same
-    first = ((cavity.origin - COARSE / 2 - chest.origin + spacing / 2) / spacing).round()
+    first = (
+        (cavity.origin - COARSE / 2 - chest.origin + spacing / 2) / spacing
+    ).round()
     box = tuple(
         slice(int(a), int(a) + n * factor)
         for a, n, factor in zip(first, cavity.wall.shape, (2, 1, 2), strict=True)
@@ -218,7 +224,9 @@ def collapse(chest: Chest, cavity: Cavity, g: Tensor) -> Tensor:
     tissue[moved] = _sample_anisotropic(chest.soft, source, chest.origin, spacing)
     parenchyma = tissue < 0.5
     tissue = torch.where(
-        parenchyma, (tissue * squeeze.clamp(max=4)).clamp(max=0.75), tissue.clamp(max=1.05)
+        parenchyma,
+        (tissue * squeeze.clamp(max=4)).clamp(max=0.75),
+        tissue.clamp(max=1.05),
     )
     line = torch.exp(-0.5 * ((s - gap) / _PLEURA_BLUR) ** 2) * (gap > 1.5)
     tissue = tissue * (1 - air) + line * _PLEURA_MM / (_PLEURA_BLUR * 2.507)

@@ -19,7 +19,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage as ndi
 from torch import Tensor
 
-from medimg_utils.physics.deform import Deformation, random_deformation, rotation, smooth_noise
+from medimg_utils.physics.deform import (
+    Deformation,
+    random_deformation,
+    rotation,
+    smooth_noise,
+)
 from medimg_utils.physics.xray import (
     Geometry,
     blur,
@@ -89,7 +94,9 @@ def random_patient(
     """Draw a patient from one of the anatomies."""
     sex = "F" if generator.random() < 0.45 else "M"
     size = generator.normal(1.0 if sex == "M" else 0.94, 0.05)
-    scale = tuple(float(size * (1 + generator.normal(0, s))) for s in (0.05, 0.06, 0.06))
+    scale = tuple(
+        float(size * (1 + generator.normal(0, s))) for s in (0.05, 0.06, 0.06)
+    )
     return Patient(
         anatomy=str(generator.choice(anatomies)),
         sex=sex,
@@ -168,7 +175,11 @@ def random_technique(
         energy=float(g.uniform(48, 64)),
         lungs_share=float(g.uniform(0.66, 0.88)),
         offset=(float(g.normal(0, 10)), float(g.normal(0, 9))),
-        shoulders=(float(g.uniform(0, 1)), float(g.normal(0, 1)), float(g.normal(0, 1))),
+        shoulders=(
+            float(g.uniform(0, 1)),
+            float(g.normal(0, 1)),
+            float(g.normal(0, 1)),
+        ),
         bone=float(g.uniform(1.2, 2.4)),
         seed=int(g.integers(2**31)),
         devices=tuple(devices),
@@ -199,7 +210,7 @@ class Radiograph:
     mask: ``(H, W)`` bool, the pneumothorax as a reader would outline it.
     pixel_mm: spacing at the film.
     lungs: ``(H, W)`` bool, lung fields not hidden by heart or diaphragm.
-    drains: lines of the drawn drains are listed in ``devices``.
+    devices: what was drawn on it, such as ``"drain"``.
     """
 
     pixels: np.ndarray
@@ -228,7 +239,9 @@ class View:
         """A generator of its own for each stage: a drain more moves nothing else."""
         return torch.Generator().manual_seed(self.technique.seed + 7919 * stream)
 
-    def project(self, volume: Tensor, origin: Tensor, spacing: Tensor, rows: int) -> Tensor:
+    def project(
+        self, volume: Tensor, origin: Tensor, spacing: Tensor, rows: int
+    ) -> Tensor:
         return project_volume(
             volume,
             origin,
@@ -242,11 +255,17 @@ class View:
 
     def pixels(self, points: Tensor) -> Tensor:
         """Film position (row, column) of points of the undeformed chest, in mm."""
-        return self.geometry.project(self.deformation.push(points), self.size, self.size)
+        return self.geometry.project(
+            self.deformation.push(points), self.size, self.size
+        )
 
 
 def make_view(
-    chest: Chest, patient: Patient, technique: Technique, size: int, tension: int | None = None
+    chest: Chest,
+    patient: Patient,
+    technique: Technique,
+    size: int,
+    tension: int | None = None,
 ) -> View:
     """Pose the patient before the film.
 
@@ -264,7 +283,9 @@ def make_view(
         generator=bend,
     )
     if tension is not None:
-        deformation = replace(deformation, bend=_push_mediastinum(chest, deformation, tension))
+        deformation = replace(
+            deformation, bend=_push_mediastinum(chest, deformation, tension)
+        )
     low, high = chest.lungs[:, 0].amin(0), chest.lungs[:, 1].amax(0)
     corners = deformation.push(torch.stack([low, high]))
     width = float(corners[1, 0] - corners[0, 0]) / technique.lungs_share
@@ -314,7 +335,9 @@ def fit_pneumothorax(view: View, wanted: Pneumothorax) -> tuple[Cavity, Tensor] 
     Returns None where no gap of this shape reaches half of it.
     """
     cavity = Cavity.of(
-        view.chest, wanted.side, with_base=wanted.kind in ("basal", "complete", "tension")
+        view.chest,
+        wanted.side,
+        with_base=wanted.kind in ("basal", "complete", "tension"),
     )
     pattern = cavity.gap(wanted.kind, wanted.seed)
     low, high = 1.0, 140.0
@@ -444,12 +467,13 @@ def render(
     mask = torch.zeros(size, size, dtype=torch.bool)
     if gap is not None:
         mask = _tidy(_resize(_outline(view, *gap, rows=256), size) > 0.5)
-    pixels = (grey * 255).round().clamp(0, 255).byte().numpy()
-    flip = view.patient.mirrored
-    arrays = (pixels, mask.numpy(), (visible > 0.5).numpy())
-    if flip:  # markers would read backwards, so a mirrored patient carries none
-        arrays = tuple(np.ascontiguousarray(a[:, ::-1]) for a in arrays)
-    return Radiograph(*arrays, view.pixel_mm, technique.devices)
+    devices = technique.devices
+    layers = [(grey * 255).round().clamp(0, 255).byte(), mask, visible > 0.5]
+    if view.patient.mirrored:
+        layers = [layer.flip(1) for layer in layers]
+        devices = tuple(d for d in devices if d != "marker")  # it would read backwards
+    pixels, outline, lungs = (layer.numpy() for layer in layers)
+    return Radiograph(pixels, outline, lungs, view.pixel_mm, devices)
 
 
 def _tidy(mask: Tensor) -> Tensor:
@@ -495,7 +519,9 @@ def _grid(view: View) -> tuple[Tensor, Tensor]:
     """Film coordinates in mm from the middle of the lungs' top: x right, z up."""
     x, z = view.geometry.film_axes(view.size, view.size)
     low, high = view.chest.lungs[:, 0].amin(0), view.chest.lungs[:, 1].amax(0)
-    middle = torch.stack([torch.tensor([view.chest.midline, 0.0, 0.0]), (low + high) / 2])
+    middle = torch.stack(
+        [torch.tensor([view.chest.midline, 0.0, 0.0]), (low + high) / 2]
+    )
     middle[0, 1:] = torch.tensor([float((low + high)[1] / 2), float(high[2])])
     at = view.deformation.push(middle)
     shrink = float(view.geometry.shrink(at[0, 1]))
@@ -568,18 +594,21 @@ def _findings(view: View, visible: Tensor, aerated: Tensor) -> Tensor:
         cloud = (noise + 0.45 * fine - 0.6).clamp(min=0)
         path = path + 14 * cloud * blur(visible, 8 / view.pixel_mm)
     if "effusion" in found:
-        for side in (-1, 1):
+        for side in (-1.0, 1.0):
             u = torch.rand(3, generator=generator)
             if u[0] < 0.6:
                 level = -200 + 70 * u[1]
-                meniscus = level + 45 * ((x * side) / (_lung_width(view) / 2)).clamp(0, 1.2) ** 4
+                meniscus = (
+                    level
+                    + 45 * ((x * side) / (_lung_width(view) / 2)).clamp(0, 1.2) ** 4
+                )
                 under = torch.sigmoid((meniscus - z) / 6) * (x * side > 0)
                 path = path + (0.55 + 0.3 * u[2]) * under * aerated
     if "skin fold" in found:
         u = torch.rand(4, generator=generator)
-        side = 1.0 if u[0] < 0.5 else -1.0
-        edge = side * (55 + 45 * u[1] + (0.1 + 0.3 * u[2]) * (z + 120))
-        outside = (x - edge) * side
+        at = 1.0 if u[0] < 0.5 else -1.0
+        edge = at * (55 + 45 * u[1] + (0.1 + 0.3 * u[2]) * (z + 120))
+        outside = (x - edge) * at
         fold = torch.sigmoid(-outside / 0.8) * torch.exp(outside.clamp(max=0) / 35)
         reach = torch.sigmoid((z + 200) / 10) * torch.sigmoid((-20 - z) / 10)
         path = path + (4 + 7 * u[3]) * fold * reach
@@ -603,7 +632,7 @@ def _girdle_path(view: View, girdle: dict[str, Bone]) -> Tensor:
     low, high = chest.lungs[:, 0].amin(0), chest.lungs[:, 1].amax(0)
     width = float(high[0] - low[0])
     # the bones of chest1, whose lungs are 252 mm wide, sized for this chest
-    size = view.patient.girdle * width / 252 * float(0.97)
+    size = view.patient.girdle * width / 252 * 0.97
     shrug = technique.shoulders
     path = torch.zeros(view.size, view.size)
     for side, sign in ((RIGHT, 1.0), (LEFT, -1.0)):
@@ -657,9 +686,7 @@ def _align(source: Tensor, target: Tensor) -> Tensor:
     """Smallest rotation ``(3, 3)`` that turns one direction into another."""
     a, b = source / source.norm(), target / target.norm()
     v = torch.linalg.cross(a, b)
-    k = torch.tensor(
-        [[0.0, -v[2], v[1]], [v[2], 0.0, -v[0]], [-v[1], v[0], 0.0]]
-    )
+    k = torch.tensor([[0.0, -v[2], v[1]], [v[2], 0.0, -v[0]], [-v[1], v[0], 0.0]])
     return torch.eye(3) + k + k @ k / (1 + a @ b)
 
 
@@ -690,7 +717,11 @@ def _devices(view: View) -> Tensor:
             tip = (12 + 8 * u[5], -75 - 45 * u[6])
             total = total + draw.wire([start, vein, (14.0, -45.0), tip], 1.0, 0.35)
             if u[7] < 0.4:  # a tube in the trachea or the gullet runs along the midline
-                points = [(2 * u[8], 70.0), (-2 + 4 * u[9], 0.0), (3 * u[10], -40.0 - 20 * u[11])]
+                points = [
+                    (2 * u[8], 70.0),
+                    (-2 + 4 * u[9], 0.0),
+                    (3 * u[10], -40.0 - 20 * u[11]),
+                ]
                 total = total + draw.tube(points, 5.5, 0.10)
         elif device == "leads":
             count = 2 + int(3 * u[1])
@@ -708,7 +739,12 @@ def _devices(view: View) -> Tensor:
         else:
             box = (side * half * 0.62, -35 - 10 * u[1])
             total = total + draw.disc(box, 22 + 4 * u[2], 3.0)
-            wire = [box, (side * 25, -20.0), (10.0, -80.0), (-30 - 15 * u[3], -165 - 15 * u[4])]
+            wire = [
+                box,
+                (side * 25, -20.0),
+                (10.0, -80.0),
+                (-30 - 15 * u[3], -165 - 15 * u[4]),
+            ]
             total = total + draw.wire(wire, 0.9, 1.2)
     return total
 
@@ -749,20 +785,26 @@ class _Draw:
         count = int(length[-1] / (0.2 * self.view.pixel_mm)) + 2
         wanted = torch.linspace(0, float(length[-1]), count)
         right = torch.searchsorted(length, wanted).clamp(1, len(length) - 1)
-        t = (wanted - length[right - 1]) / (length[right] - length[right - 1]).clamp(min=1e-6)
+        t = (wanted - length[right - 1]) / (length[right] - length[right - 1]).clamp(
+            min=1e-6
+        )
         even = curve[right - 1] + (curve[right] - curve[right - 1]) * t[:, None]
         tangent = torch.gradient(even, dim=0)[0]
         tangent = tangent / tangent.norm(dim=1, keepdim=True).clamp(min=1e-6)
         return even, torch.stack([-tangent[:, 1], tangent[:, 0]], dim=1)
 
-    def _stroke(self, points: Tensor, normals: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    def _stroke(
+        self, points: Tensor, normals: Tensor, offsets: Tensor, weight: Tensor
+    ) -> Tensor:
         size = self.view.size
         spread = points[:, None] + normals[:, None] * offsets[None, :, None]
         weights = weight.expand(len(points), -1).reshape(-1)
         image = splat(self._pixels(spread.reshape(-1, 2)), weights, size, size)
         return blur(image, 0.5)
 
-    def wire(self, knots: list[tuple[float, float]], radius: float, height: float) -> Tensor:
+    def wire(
+        self, knots: list[tuple[float, float]], radius: float, height: float
+    ) -> Tensor:
         """A solid wire: ``height`` is the line integral across its middle."""
         points, normals = self._curve(knots)
         step = 0.3 * self.view.pixel_mm
@@ -770,7 +812,9 @@ class _Draw:
         weight = height * (1 - (offsets / (radius + step)) ** 2).clamp(min=0).sqrt()
         return self._stroke(points, normals, offsets, weight * 0.2 * 0.3)
 
-    def tube(self, knots: list[tuple[float, float]], radius: float, height: float) -> Tensor:
+    def tube(
+        self, knots: list[tuple[float, float]], radius: float, height: float
+    ) -> Tensor:
         """A plastic tube: two edges and a radiopaque stripe."""
         points, normals = self._curve(knots)
         step = 0.3 * self.view.pixel_mm
@@ -798,7 +842,9 @@ def _markers(view: View, grey: Tensor) -> Tensor:
         letter = Image.new("L", (2 * height, 2 * height))
         font = ImageFont.load_default(size=height)
         text = "R" if right else "L"
-        ImageDraw.Draw(letter).text((height // 2, height // 3), text, fill=255, font=font)
+        ImageDraw.Draw(letter).text(
+            (height // 2, height // 3), text, fill=255, font=font
+        )
         letter = letter.rotate(20 * (u[2] - 0.5), resample=Image.Resampling.BILINEAR)
         stamp = torch.from_numpy(np.asarray(letter, np.float32) / 255)
         row = int(size * (0.03 + 0.12 * u[3]))

@@ -114,7 +114,9 @@ def prepare(names: Iterable[str], data_dir: Path | None = None) -> None:
     """
     for name in names:
         if name not in ANATOMIES:
-            raise InputError(f"unknown anatomy {name!r}: use one of {', '.join(ANATOMIES)}")
+            raise InputError(
+                f"unknown anatomy {name!r}: use one of {', '.join(ANATOMIES)}"
+            )
         file = _prepared_file(name, data_dir)
         if not file.exists():
             _save(file, _prepare(name, data_dir))
@@ -151,7 +153,7 @@ def _prepared_file(name: str, data_dir: Path | None) -> Path:
 def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as part, part.open("wb") as stream:
-        np.savez(stream, **arrays)
+        np.savez(stream, allow_pickle=False, **arrays)
 
 
 # --- from CT to chest -----------------------------------------------------------------
@@ -188,7 +190,9 @@ def _prepare(name: str, data_dir: Path | None) -> dict[str, np.ndarray]:
             vessels = (labels >= 51) & (labels <= 68)
             filled |= ndi.binary_dilation(vessels, iterations=2) & (labels < 92)
         # what is left in the middle, and the organs under the diaphragm
-        filled |= (mediastinum & ~_spine(lungs)) | ndi.binary_erosion(diaphragm, iterations=3)
+        filled |= (mediastinum & ~_spine(lungs)) | ndi.binary_erosion(
+            diaphragm, iterations=3
+        )
         filled = on_fine(filled) & (fine > _BLOOD)
         fine[filled] = _BLOOD + 0.03 * (fine[filled] - _BLOOD)
     inside = on_fine(lungs > 0)
@@ -212,12 +216,15 @@ def _prepare(name: str, data_dir: Path | None) -> dict[str, np.ndarray]:
     return {
         "soft": soft.astype(np.float16),
         "bone": bone.astype(np.float16),
-        "origin": np.array(SPACING, np.float32) / 2 + np.array([0, 0, below], np.float32),
+        "origin": np.array(SPACING, np.float32) / 2
+        + np.array([0, 0, below], np.float32),
         # voxel centres lie half a voxel off the boundary on either side
         "depth": _smooth(depth * COARSE - np.sign(depth) * COARSE / 2, 0.7),
         "side": side.astype(np.uint8),
         "wall": _smooth(ndi.distance_transform_edt(~other) * COARSE - COARSE / 2, 0.8),
-        "base": _smooth(ndi.distance_transform_edt(~diaphragm) * COARSE - COARSE / 2, 0.8),
+        "base": _smooth(
+            ndi.distance_transform_edt(~diaphragm) * COARSE - COARSE / 2, 0.8
+        ),
         "medial": _smooth(ndi.distance_transform_edt(~mediastinum) * COARSE, 1.0),
         "coarse_origin": np.full(3, COARSE / 2, np.float32),
         "lungs": np.array(
@@ -514,7 +521,7 @@ def _grow_vessels(
 def _prepare_girdle(data_dir: Path | None) -> dict[str, np.ndarray]:
     """The right girdle of chest1: bone mass of each labelled voxel, as points.
 
-    The masses are smoothed over slices of 2.5 mm by splitting and jittering voxels, so that no lattice shows.
+    Voxels are split and jittered, so that their lattice does not show on the film.
     """
     volume, spacing = anatomy.read_volume("chest1", data_dir)
     labels, _ = anatomy.read_volume("chest1-labels", data_dir)

@@ -21,23 +21,37 @@ import multiprocessing
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import torch
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEGBaseline8Bit, generate_uid
+from pydicom.uid import (
+    UID,
+    JPEGBaseline8Bit,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 from scipy import ndimage as ndi
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from medimg_utils.errors import InputError
-from medimg_utils.io import atomic_path, encode_rle, write_json_atomic, write_text_atomic
-from medimg_utils.pneumothorax.collapse import KINDS, random_pneumothorax
+from medimg_utils.io import (
+    atomic_path,
+    encode_rle,
+    write_json_atomic,
+    write_text_atomic,
+)
+from medimg_utils.pneumothorax.collapse import (
+    Cavity,
+    Pneumothorax,
+    random_pneumothorax,
+)
 from medimg_utils.pneumothorax.film import (
     Radiograph,
     Rates,
@@ -48,7 +62,12 @@ from medimg_utils.pneumothorax.film import (
     random_technique,
     render,
 )
-from medimg_utils.pneumothorax.phantom import ANATOMIES, load_chest, load_girdle, prepare
+from medimg_utils.pneumothorax.phantom import (
+    ANATOMIES,
+    load_chest,
+    load_girdle,
+    prepare,
+)
 from medimg_utils.settings import Settings, get_settings
 
 #: Mask area as a share of the image at the 5, 25, 50, 75 and 95 % quantile of the
@@ -82,7 +101,7 @@ class Simulation:
     positive_rate: float = 0.22
     pairs: bool = False
     anatomies: tuple[str, ...] = ANATOMIES
-    rates: Rates = Rates()
+    rates: Rates = field(default_factory=Rates)
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -148,7 +167,13 @@ def simulate_release(
         The anatomy cannot be fetched.
     """
     plan = Simulation(
-        patients, seed, size, positive_rate, pairs, tuple(anatomies), Rates(drain=drain_rate)
+        patients,
+        seed,
+        size,
+        positive_rate,
+        pairs,
+        tuple(anatomies),
+        Rates(drain=drain_rate),
     )
     settings = json.loads(json.dumps(asdict(plan)))
     done = out / "simulation.json"
@@ -213,7 +238,9 @@ def ensure_release(size: str, settings: Settings | None = None) -> Path:
     data = (settings or get_settings()).data
     out = data / f"pneumothorax-{size}"
     if size == "tiny":
-        return simulate_release(out, 24, seed=1, size=512, positive_rate=0.5, data_dir=data)
+        return simulate_release(
+            out, 24, seed=1, size=512, positive_rate=0.5, data_dir=data
+        )
     if size == "lab":
         return simulate_release(out, data_dir=data, **LAB_TRAIN)
     raise InputError(
@@ -270,7 +297,11 @@ def _schedule(plan: Simulation) -> list[list[bool]]:
     for hidden in (1 - _SHOWN, 0.0):  # a second round where too many were hidden
         for patient in generator.permutation(plan.patients):
             for film in range(len(schedule[patient])):
-                if wanted and not schedule[patient][film] and generator.random() >= hidden:
+                if (
+                    wanted
+                    and not schedule[patient][film]
+                    and generator.random() >= hidden
+                ):
                     schedule[patient][film] = True
                     wanted -= 1
     return schedule
@@ -293,7 +324,9 @@ def _simulate_patient(
         if positive:
             view, gap, found = _collapse_somehow(healthy, generator)
             picture = render(view, girdle, gap)
-            fields.update(side="RL"[found.side], kind=found.kind)
+            # a mirrored patient's right lung is the left one of the CT
+            side = found.side ^ patient.mirrored
+            fields.update(side="RL"[side], kind=found.kind)
         else:
             view = healthy
             picture = render(healthy, girdle, None)
@@ -310,7 +343,9 @@ def _simulate_patient(
     write_json_atomic(out / "unfinished" / f"{index:06d}.json", rows)
 
 
-def _collapse_somehow(view: View, generator: np.random.Generator):  # type: ignore[no-untyped-def]
+def _collapse_somehow(
+    view: View, generator: np.random.Generator
+) -> tuple[View, tuple[Cavity, Tensor], Pneumothorax]:
     """A pneumothorax of an area drawn from SIIM-ACR: try shapes until one reaches it."""
     area = random_area(generator)
     while True:
@@ -335,7 +370,7 @@ def _write_film(
     fields: dict[str, Any],
 ) -> dict[str, Any]:
     uids = {
-        kind: generate_uid(entropy_srcs=[f"{_identity(plan)}-{kind}-{name}"])
+        kind: str(generate_uid(entropy_srcs=[f"{_identity(plan)}-{kind}-{name}"]))
         for kind in ("study", "series", "image")
     }
     folder = out / "dicom-images" / uids["study"] / uids["series"]
@@ -393,8 +428,8 @@ def _dicom(
     stream = io.BytesIO()
     Image.fromarray(picture.pixels).save(stream, "JPEG", quality=92)
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = uids["image"]
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = UID(uids["image"])
     meta.TransferSyntaxUID = JPEGBaseline8Bit
     ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     ds.SpecificCharacterSet = "ISO_IR 100"
@@ -438,7 +473,9 @@ def _finish(out: Path, parts: Path, patients: int) -> None:
     table += [f"{row['ImageId']},{runs}" for row in rows for runs in row["runs"]]
     write_text_atomic(out / "train-rle.csv", "\n".join(table) + "\n")
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, [k for k in rows[0] if k != "runs"], lineterminator="\n")
+    writer = csv.DictWriter(
+        stream, [k for k in rows[0] if k != "runs"], lineterminator="\n"
+    )
     writer.writeheader()
     for row in rows:
         writer.writerow({k: v for k, v in row.items() if k != "runs"})
