@@ -45,6 +45,9 @@ student: $(BUILT) ## Build the website without the solutions: _build/student/_bu
 	$(BIN)/jupyter-book build book --config .cache/student/_config.yml \
 		--path-output _build/student -W --keep-going
 
+# Tests always run at the tiny size.
+test unit notebooks site: MEDIMG_SIZE := tiny
+
 .PHONY: test
 test: lint unit notebooks site ## Run every check and test
 

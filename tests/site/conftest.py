@@ -26,6 +26,17 @@ FLAGS = [
 ]
 
 
+# How many viewers of this project the page describes; they appear a little later.
+COUNT_VIEWERS = """() => {
+  const parse = kind => [...document.querySelectorAll(
+    `script[type="application/vnd.jupyter.widget-${kind}+json"]`
+  )].map(node => JSON.parse(node.textContent));
+  const models = Object.assign({}, ...parse("state").map(one => one.state));
+  const id = one => models[one.model_id]?.state._anywidget_id ?? "";
+  return parse("view").filter(one => id(one).startsWith("medimg_utils.")).length;
+}"""
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """The system's Chromium; CHROMIUM names another one."""
@@ -49,15 +60,16 @@ class Visit:
     def open(self, path: Path, query: str = "") -> Page:
         """Load a local page and wait for its viewers."""
         self.page.goto(path.as_uri() + query, wait_until="load")
-        # Widgets replace the scripts that describe them, each as a RequireJS module.
-        views = 'script[type="application/vnd.jupyter.widget-view+json"]'
-        wanted = self.page.locator(views).count()
         self.page.wait_for_function(
             "n => document.querySelectorAll('.medimg-viewer[data-ready]').length >= n",
-            arg=wanted,
+            arg=self.viewers(),
             timeout=30_000,
         )
         return self.page
+
+    def viewers(self) -> int:
+        """How many viewers the page describes."""
+        return int(self.page.evaluate(COUNT_VIEWERS))
 
     def barriers(self) -> list[str]:
         """Violations of accessibility that axe calls serious or critical."""

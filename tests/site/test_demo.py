@@ -24,6 +24,12 @@ def discs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.clip(1 - distance / 120, 0, 1), masks, probabilities
 
 
+def test_the_page_holds_two_viewers(visit, demo: Path) -> None:
+    page = visit.open(demo / "viewers.html")
+    assert visit.viewers() == 2
+    assert page.locator(".medimg-viewer").count() == 2
+
+
 def viewer(page: Page, title: str) -> Locator:
     return page.locator(f'.medimg-viewer[aria-label="{title}"]')
 
