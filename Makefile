@@ -4,6 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -105,7 +106,8 @@ clean: ## Remove the website, keep data and notebook outputs
 
 .PHONY: distclean
 distclean: clean ## Remove everything that make made, except data
-	rm -rf .cache .venv build dist book/_extra/vendor/[!p]* book/_extra/vendor/mathjax
+	rm -rf .cache .venv build dist
+	find book/_extra/vendor -mindepth 1 ! -name paths.js -delete
 
 # --- Steps ------------------------------------------------------------------
 
