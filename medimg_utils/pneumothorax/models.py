@@ -51,11 +51,17 @@ class UNet(nn.Module):
     The full resolution gets one convolution instead of two: half of the time is spent
     there, while most of the learning happens below.
 
+    With `unshuffle` = 2 each square of 2 × 2 pixels becomes four channels of one, before the
+    first level, and four logits become 2 × 2 pixels again after the last (Shi et al.
+    2016, arXiv 1609.05158). No pixel is lost, level 0 has a quarter of the positions,
+    and training takes a fifth of the time: what a CPU needs.
+
     Args:
         in_channels: 1 for a radiograph.
         out_channels: 1 for one finding.
-        channels: width of each level, from full resolution to the bottom. H and W must
-            be divisible by 2 ** (levels - 1).
+        channels: width of each level, from the top to the bottom. H and W must be
+            divisible by unshuffle * 2 ** (levels - 1).
+        unshuffle: side of the squares that become channels; 1 leaves the image as it is.
 
     >>> network = UNet(channels=(8, 16, 32))
     >>> network(torch.zeros(2, 1, 64, 96)).shape
@@ -67,10 +73,12 @@ class UNet(nn.Module):
         in_channels: int = 1,
         out_channels: int = 1,
         channels: tuple[int, ...] = (16, 16, 32, 64, 96, 128),
+        unshuffle: int = 1,
     ) -> None:
         super().__init__()
+        self.unshuffle = unshuffle
         self.contract = nn.ModuleList(
-            [conv_block(in_channels, channels[0], convolutions=1)]
+            [conv_block(in_channels * unshuffle**2, channels[0], convolutions=1)]
         )
         self.contract.extend(
             conv_block(above, below) for above, below in pairwise(channels)
@@ -83,18 +91,20 @@ class UNet(nn.Module):
             conv_block(2 * width, width, convolutions=1 if level == 0 else 2)
             for level, width in enumerate(channels[:-1])
         )
-        self.head = nn.Conv2d(channels[0], out_channels, kernel_size=1)
-        # Findings are rare: start by saying "1 %" everywhere, not "50 %".
-        nn.init.constant_(self.head.bias, -4.6)  # type: ignore[arg-type]
+        self.head = nn.Conv2d(channels[0], out_channels * unshuffle**2, kernel_size=1)
+        # Findings are rare: start by saying "5 %" everywhere, not "50 %". Much less than
+        # that, and the gradient of the Dice term vanishes.
+        nn.init.constant_(self.head.bias, -3.0)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → logits (B, out, H, W); their sigmoid is a probability."""
-        multiple = 2 ** len(self.up)
+        multiple = self.unshuffle * 2 ** len(self.up)
         if x.shape[-2] % multiple or x.shape[-1] % multiple:
             raise ValueError(
                 f"height and width must be multiples of {multiple}, not "
                 f"{tuple(x.shape[-2:])}."
             )
+        x = F.pixel_unshuffle(x, self.unshuffle)
         bridges: list[Tensor] = []
         for level, block in enumerate(self.contract):
             x = block(x if level == 0 else F.max_pool2d(x, 2))
@@ -102,7 +112,7 @@ class UNet(nn.Module):
         bridges.pop()  # the bottom has nothing to bridge to
         for up, expand in zip(reversed(self.up), reversed(self.expand), strict=True):
             x = expand(torch.cat([bridges.pop(), up(x)], dim=1))
-        return self.head(x)
+        return F.pixel_shuffle(self.head(x), self.unshuffle)
 
 
 def image_logits(logits: Tensor, share: float = 0.0025) -> Tensor:
