@@ -213,7 +213,8 @@ def _display_values(
             function = str(header.get("VOILUTFunction") or "LINEAR")
             return apply_window(values, center, width, function=function)
     if stored.dtype == np.uint8 and int(header.get("BitsStored") or 8) == 8:
-        return np.clip(stored / 255, 0, 1)
+        ends = apply_rescale(np.array([0, 255], np.uint8), header).astype(np.float64)
+        return _stretch(values, ends)
     padding = header.get("PixelPaddingValue")
     inside = values[stored != padding] if isinstance(padding, int) else values
     return _stretch(values, inside if inside.size else values)
@@ -453,12 +454,12 @@ def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> 
                 f"{path.name!r} cannot name the results: it holds signs that not every system "
                 "allows in file names, or is too long. Rename the file."
             )
-        other = seen.setdefault(path.stem.casefold(), path)
-        if other is not path:
+        if other := seen.get(path.stem.casefold()):
             raise InputError(
                 f"{other} and {path} would both write {path.stem}{endings[-1]} (capitals do not "
                 "count). Rename one, or write them into different folders."
             )
+        seen[path.stem.casefold()] = path
     results = {
         (out / f"{path.stem}{end}").resolve() for path in inputs for end in endings
     }

@@ -132,10 +132,7 @@ def standardise(image: Tensor, *, limit: float = 3.0, bins: int = 256) -> Tensor
     if not high > low:  # nearly everything is border: fall back to the full range
         low, high = ordered[0], ordered[-1]
     if not high > low:
-        raise ContrastError(
-            f"every pixel of the image is {float(low):.3g}, but a radiograph has "
-            "contrast. The file is blank."
-        )
+        raise _blank(float(low))
     scaled = ((image - low) / (high - low)).clamp(0, 1)
     place = (scaled * (bins - 1)).round().long()
     histogram = torch.bincount(place.flatten(), minlength=bins).double()
@@ -148,6 +145,13 @@ def standardise(image: Tensor, *, limit: float = 3.0, bins: int = 256) -> Tensor
     position = scaled.double() * bins
     left = position.floor().clamp(max=bins - 1).long()
     return torch.lerp(knots[left], knots[left + 1], position - left).float()
+
+
+def _blank(value: float) -> ContrastError:
+    return ContrastError(
+        f"every pixel of the image is {value:.3g}, but a radiograph has contrast. "
+        "The file is blank."
+    )
 
 
 def prepare(
@@ -165,7 +169,12 @@ def prepare(
 
     Returns:
         (size, size) uint8, and the geometry that leads back.
+
+    Raises:
+        ContrastError: all pixels are equal.
     """
+    if not np.ptp(pixels) > 0:  # before rescaling, which leaves rounding errors
+        raise _blank(float(pixels.flat[0]))
     geometry = Geometry((pixels.shape[0], pixels.shape[1]), size)
     square = geometry.to_square(
         torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))

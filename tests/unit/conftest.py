@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -115,7 +117,28 @@ def write_release(root: Path, patients: int = 12, size: int = 128) -> Path:
     return root
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Toy networks are too small to share: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 images of 12 patients; tests only read it."""
     return write_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(name="write_dicom")
+def _write_dicom() -> Callable[..., Path]:
+    """The writer of single DICOM files."""
+    return write_dicom
+
+
+@pytest.fixture(name="write_release")
+def _write_release() -> Callable[..., Path]:
+    """The writer of toy releases, for tests that change one."""
+    return write_release

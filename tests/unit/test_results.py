@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from medimg_utils import pretrained, results
+from medimg_utils.errors import InputError
+
+ABOUT = {"size": "tiny", "data": "drawn chests", "device": "cpu", "seed": 0, "n": 3}
+
+
+def test_a_result_comes_back_with_its_origin(tmp_path):
+    path = results.save(
+        "toy-tiny", {"auc": 0.5, "none": float("nan")}, tmp_path, **ABOUT
+    )
+    assert path == tmp_path / "toy-tiny.json"
+    found = results.load("toy-tiny", tmp_path)
+    assert found["auc"] == 0.5
+    assert found["none"] is None
+    assert found["about"].items() >= ABOUT.items()
+    assert found["about"]["versions"]["torch"]
+    assert "commit" in found["about"]
+    assert results.names(tmp_path) == ["toy-tiny"]
+
+
+def test_a_result_without_origin_is_refused(tmp_path):
+    with pytest.raises(InputError, match="commit"):
+        results.save("toy", {"auc": 1, "about": {"size": "tiny"}}, tmp_path)
+
+
+def test_unknown_and_unsafe_names_are_refused(tmp_path):
+    with pytest.raises(InputError, match="there are: none"):
+        results.load("absent", tmp_path)
+    with pytest.raises(InputError, match="no name"):
+        results.load("../settings", tmp_path)
+
+
+@pytest.mark.parametrize("name", results.names() or [None])
+def test_every_shipped_result_says_where_it_comes_from(name):
+    if name is None:
+        return
+    about = results.load(name)["about"]
+    assert {"size", "data", "n", "device", "seed", "commit", "versions"} <= set(about)
+
+
+def test_shipped_networks_are_small_and_have_settings():
+    for name in pretrained.names():
+        path = pretrained.find(name)
+        assert path.stat().st_size <= 5e6
+        assert json.loads(path.with_suffix(".json").read_text())["thresholds"]
+
+
+def test_an_unknown_network_names_the_known_ones():
+    with pytest.raises(InputError, match="no network 'absent'"):
+        pretrained.find("absent")

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medimg_utils.errors import InputError
+from medimg_utils.splits import LeakError, check_no_leak, patient_folds
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.booleans()), min_size=40, max_size=80),
+    st.integers(2, 5),
+    st.integers(0, 3),
+)
+@settings(max_examples=25, deadline=None)
+def test_every_image_has_a_fold_and_no_patient_two(rows, n_folds, seed):
+    patients = [f"P{number}" for number, _ in rows]
+    labels = [int(label) for _, label in rows]
+    if len(set(patients)) < n_folds or min(labels.count(0), labels.count(1)) < n_folds:
+        return
+    folds = patient_folds(patients, labels, n_folds, seed)
+    assert folds.min() >= 0
+    assert folds.max() < n_folds
+    for name in set(patients):
+        assert (
+            len(
+                {
+                    fold
+                    for fold, patient in zip(folds, patients, strict=True)
+                    if patient == name
+                }
+            )
+            == 1
+        )
+    for fold in range(n_folds):
+        inside = [p for p, k in zip(patients, folds, strict=True) if k == fold]
+        check_no_leak(
+            [p for p, k in zip(patients, folds, strict=True) if k != fold], inside
+        )
+
+
+def test_positives_are_spread_over_the_folds():
+    patients = [f"P{k // 2}" for k in range(400)]
+    labels = [int(k % 10 < 2) for k in range(400)]
+    folds = patient_folds(patients, labels, 5)
+    shares = [np.mean(np.array(labels)[folds == k]) for k in range(5)]
+    assert max(shares) - min(shares) < 0.03
+
+
+def test_the_seed_decides():
+    patients, labels = [f"P{k}" for k in range(50)], [k % 2 for k in range(50)]
+    first = patient_folds(patients, labels, seed=1)
+    assert (first == patient_folds(patients, labels, seed=1)).all()
+    assert (first != patient_folds(patients, labels, seed=2)).any()
+
+
+def test_a_leak_raises_and_names_the_patient():
+    with pytest.raises(LeakError, match=r"1 patients.*Jane"):
+        check_no_leak(["Jane", "Ann"], ["Jane"])
+
+
+def test_what_cannot_be_split_is_refused():
+    with pytest.raises(InputError, match="2 patients cannot fill 5 folds"):
+        patient_folds(["a", "b"], [0, 1])
+    with pytest.raises(InputError, match="do not match"):
+        patient_folds(["a", "b"], [0])

@@ -1,0 +1,307 @@
+import csv
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from medimg_utils.errors import InputError
+from medimg_utils.training import (
+    BEST,
+    LAST,
+    NotFiniteError,
+    RunError,
+    epoch_batches,
+    fit,
+    learning_rate_at,
+    load_tensors,
+    stable_seed,
+)
+
+# ------------------------------------------------------------------ randomness and order
+
+
+def test_an_epoch_takes_each_image_once_in_an_order_of_its_own():
+    first = [
+        index for batch in epoch_batches(10, 4, seed=0, epoch=0) for _, index in batch
+    ]
+    second = [
+        index for batch in epoch_batches(10, 4, seed=0, epoch=1) for _, index in batch
+    ]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert [len(batch) for batch in epoch_batches(10, 4, seed=0, epoch=0)] == [4, 4, 2]
+    assert {
+        epoch for batch in epoch_batches(10, 4, seed=0, epoch=3) for epoch, _ in batch
+    } == {3}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_share_of_positives_is_kept(share):
+    labels = np.arange(50) % 10 < 2
+    batches = epoch_batches(50, 8, seed=0, epoch=0, labels=labels, positive_share=share)
+    drawn = [index for batch in batches for _, index in batch]
+    assert len(drawn) == 50
+    assert labels[drawn].sum() == round(50 * share)
+    counts = np.bincount(drawn, minlength=50)
+    for group in (
+        labels,
+        ~labels,
+    ):  # nobody is drawn twice before everybody was drawn once
+        assert np.ptp(counts[group]) <= 1
+
+
+def test_a_share_of_an_absent_class_is_refused():
+    with pytest.raises(InputError, match="all 4 images are negative"):
+        epoch_batches(4, 2, seed=0, epoch=0, labels=[0] * 4, positive_share=0.5)
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate_at(step, 200, 1.0) for step in range(200)]
+    peak = int(np.argmax(rates))
+    assert rates[peak] == pytest.approx(1)
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak + 1 :]) < 0).all()
+    assert min(rates) > 0
+
+
+def test_seeds_differ_and_fit_the_generator():
+    seeds = {stable_seed(a, b) for a in range(20) for b in range(20)}
+    assert len(seeds) == 400
+    torch.Generator().manual_seed(max(seeds))
+
+
+# ---------------------------------------------------------------------------------- loop
+
+
+class Points(Dataset):
+    """Noisy points; the noise of a point depends on epoch and index alone."""
+
+    def __init__(self, broken=()):
+        self.broken = broken
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, key):
+        epoch, index = key
+        generator = torch.Generator().manual_seed(stable_seed(epoch, index))
+        image = torch.randn(1, 8, 8, generator=generator)
+        if index in self.broken:
+            image[0, 0, 0] = float("nan")
+        return {
+            "image": image,
+            "label": torch.tensor(float(index % 2)),
+            "image_id": f"p{index}",
+        }
+
+
+class Small(nn.Module):
+    """Convolution and dropout, so that a step draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(144, 1),
+        )
+
+    def forward(self, x):
+        return self.layers(x)[:, 0]
+
+
+def loss(model, batch, done):
+    assert 0 <= done < 1
+    return nn.functional.binary_cross_entropy_with_logits(
+        model(batch["image"]), batch["label"]
+    )
+
+
+def run(out, *, network=None, data=None, **changes):
+    network = network or Small()
+    options = {
+        "loss": loss,
+        "validate": lambda model: {"score": float(next(model.parameters()).sum())},
+        "best_by": "score",
+        "out": out,
+        "settings": {"a": 1},
+        "epochs": 3,
+        "batch_size": 4,
+        "learning_rate": 0.01,
+        "accelerator": "cpu",
+        "precision": "32-true",
+        "workers": 0,
+        "progress": False,
+    }
+    history = fit(network, data or Points(), **(options | changes))
+    return network, history
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first) and set(
+        first
+    ) == set(second)
+
+
+def test_a_run_repeats_and_leaves_its_files(tmp_path):
+    first, history = run(tmp_path / "a")
+    second, _ = run(tmp_path / "b", workers=2)
+    assert same(first.state_dict(), second.state_dict())
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    with (tmp_path / "a" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in history]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        BEST, LAST, "log.csv", "settings.json"
+    }  # fmt: skip
+
+
+def test_the_best_epoch_is_kept(tmp_path):
+    marks = iter([0.2, 0.9, 0.3])
+    weights = []
+
+    def validate(model):
+        weights.append(
+            {name: value.clone() for name, value in model.module.state_dict().items()}
+        )
+        return {"score": next(marks)}
+
+    run(tmp_path, validate=validate, extra={"more": torch.arange(3)})
+    best, facts = load_tensors(tmp_path / BEST)
+    assert torch.equal(best.pop("more"), torch.arange(3))
+    assert same(best, weights[1])
+    assert facts["best"]["epoch"] == 2
+
+
+def test_an_undefined_mark_still_keeps_an_epoch(tmp_path):
+    run(tmp_path, validate=lambda model: {"score": float("nan")})
+    assert load_tensors(tmp_path / BEST)[1]["best"]["epoch"] == 1
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("last_step", [1, 3, 5, 7, 14])
+def test_a_run_stopped_anywhere_resumes_to_the_same_weights(tmp_path, last_step):
+    whole, history = run(tmp_path / "whole", save_every=2)
+    count = 0
+
+    def stopping(model, batch, done):
+        nonlocal count
+        count += 1
+        if count > last_step:
+            raise Stop
+        return loss(model, batch, done)
+
+    with pytest.raises(Stop):
+        run(tmp_path / "stopped", loss=stopping, save_every=2)
+    resumed, again = run(tmp_path / "stopped", resume=True, save_every=2)
+    assert same(whole.state_dict(), resumed.state_dict())
+    for name in (BEST, LAST):
+        first, second = (
+            load_tensors(tmp_path / folder / name)[0] for folder in ("whole", "stopped")
+        )
+        assert same(first, second), name
+    assert [row["loss"] for row in again] == [row["loss"] for row in history]
+
+
+SCRIPT = """
+import importlib.util
+from pathlib import Path
+
+import torch
+spec = importlib.util.spec_from_file_location("toy", {file!r})
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+torch.set_num_threads(1)
+toy.run(Path({out!r}), resume=True, save_every=1, epochs=20)
+"""
+
+
+def test_a_process_killed_again_and_again_ends_with_the_same_weights(tmp_path):
+    """SIGKILL at random moments, with a checkpoint after every step, so writes are hit too."""
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(file=__file__, out=str(whole))], check=True
+    )
+    code = SCRIPT.format(file=__file__, out=str(out))
+    random = np.random.default_rng()
+    killed = 0
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not (out / LAST).is_file():
+            time.sleep(0.05)
+        before = (out / LAST).stat().st_mtime_ns
+        while process.poll() is None and (out / LAST).stat().st_mtime_ns == before:
+            time.sleep(0.005)  # wait until it has gone on from where it was
+        if killed < 1:
+            time.sleep(random.uniform(0, 0.1))
+            process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        killed += 1
+    assert killed >= 1
+    assert process.returncode == 0
+    first, second = (load_tensors(folder / LAST)[0] for folder in (whole, out))
+    assert same(first, second)
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path):
+    _, history = run(tmp_path)
+    again, same_history = run(tmp_path, resume=True)
+    assert same_history == history
+    weights = load_tensors(tmp_path / LAST)[0]
+    assert torch.equal(weights["network.layers.4.bias"], again.layers[4].bias)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    run(tmp_path)
+    with pytest.raises(RunError, match="already holds a run"):
+        run(tmp_path)
+    with pytest.raises(RunError, match="a was 1 and is now 2"):
+        run(tmp_path, resume=True, settings={"a": 2})
+
+
+def test_nan_stops_and_names_the_batch(tmp_path):
+    with pytest.raises(NotFiniteError, match=r"epoch 1, batch \d.*not finite in: p7\."):
+        run(tmp_path / "image", data=Points(broken=(7,)))
+
+    def exploding(model, batch, done):
+        value = loss(model, batch, done)
+        return value / 0 if done > 0.5 else value
+
+    network = Small()
+    with pytest.raises(NotFiniteError, match=r"epoch 2.*p\d+, p\d+"):
+        run(tmp_path / "loss", network=network, loss=exploding)
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    kept, _ = load_tensors(tmp_path / "loss" / LAST)
+    assert all(torch.isfinite(value).all() for value in kept.values())
+
+
+def test_training_leaves_the_global_generator_alone(tmp_path):
+    network = Small()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run(tmp_path, network=network)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_damaged_checkpoint_says_so(tmp_path):
+    run(tmp_path)
+    whole = (tmp_path / LAST).read_bytes()
+    (tmp_path / LAST).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match="cannot be read as a checkpoint"):
+        run(tmp_path, resume=True)
