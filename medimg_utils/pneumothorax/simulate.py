@@ -265,14 +265,14 @@ LAB_TRAIN: dict[str, Any] = {
 }
 LAB_TESTS: dict[str, dict[str, Any]] = {
     "unseen-patients": {
-        "patients": 52,
+        "patients": 134,
         "seed": 200,
         "size": 512,
         "positive_rate": 0.4,
         "anatomies": tuple(a for a in ANATOMIES if a != HELD_OUT),
     },
     "unseen-anatomy": {
-        "patients": 52,
+        "patients": 134,
         "seed": 300,
         "size": 512,
         "positive_rate": 0.4,
