@@ -128,7 +128,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "lab": Experiment(
         size="lab",
         images=None,
-        epochs=18,
+        epochs=12,
         channels=(24, 32, 64, 96, 160),
         unshuffle=2,
         batch_size=8,
