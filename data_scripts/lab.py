@@ -1,0 +1,41 @@
+"""Repeat the lab run: simulate, train, measure, store the network and its numbers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medimg_utils.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+
+@app.callback()
+def main() -> None:
+    """Repeat the lab run: simulate, train, measure, store the network and its numbers."""
+
+
+@app.command()
+def pneumothorax(
+    runs: Annotated[Path, typer.Option(help="Folder of the runs, one a fold.")] = Path(
+        "runs"
+    ),
+    folds: Annotated[
+        list[int] | None, typer.Option("--fold", help="Folds; the first is shipped.")
+    ] = None,
+) -> None:
+    """U-Net on simulated radiographs; what is done already is not done again."""
+    from medimg_utils.pneumothorax.lab import run_lab
+
+    try:
+        result = run_lab(runs, folds or [0])
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    for name, test in result["tests"].items():
+        auc, dice = test["auc"]["value"], test["dice"]["value"]
+        typer.echo(f"{name:18} AUC {auc:.3f}  Dice of positives {dice:.3f}")
+
+
+if __name__ == "__main__":
+    app()
