@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -176,6 +177,86 @@ def simulate_release(
         Rates(drain=drain_rate),
     )
     settings = json.loads(json.dumps(asdict(plan)))
+    return _write_patients(
+        plan, range(patients), settings, out, workers, data_dir, progress
+    )
+
+
+def simulate_films(
+    out: Path,
+    image_ids: Collection[str],
+    *,
+    patients: int,
+    seed: int,
+    size: int = 1024,
+    positive_rate: float = 0.22,
+    pairs: bool = False,
+    anatomies: tuple[str, ...] = ANATOMIES,
+    drain_rate: tuple[float, float] = Rates.drain,
+    workers: int | None = None,
+    data_dir: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write the patients of some images of a release, and no others.
+
+    A simulated film follows from its seed, so a few films of a large release can be had
+    without the rest: the files are those that :func:`simulate_release` writes.
+
+    Parameters
+    ----------
+    out: folder to write; created.
+    image_ids: ``ImageId`` of the wanted images.
+    patients, seed, size, positive_rate, pairs, anatomies, drain_rate: of the whole
+        release; see :func:`simulate_release`.
+    workers, data_dir, progress: see :func:`simulate_release`.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out``, with all films of the patients that the images show.
+
+    Raises
+    ------
+    InputError
+        The release holds no image of such a name.
+    """
+    plan = Simulation(
+        patients,
+        seed,
+        size,
+        positive_rate,
+        pairs,
+        tuple(anatomies),
+        Rates(drain=drain_rate),
+    )
+    owner = {
+        _uid(plan, "image", f"{index}-{film}{twin}"): index
+        for index, films in enumerate(_schedule(plan))
+        for film, positive in enumerate(films)
+        for twin in (("", "-twin") if positive and pairs else ("",))
+    }
+    unknown = sorted(set(image_ids) - set(owner))
+    if unknown or not image_ids:
+        raise InputError(
+            f"{len(unknown)} of {len(image_ids)} images are not of this simulation, "
+            f"e.g. {next(iter(unknown), 'none was named')}; it has other settings or "
+            "another version"
+        )
+    indices = sorted({owner[name] for name in image_ids})
+    settings = json.loads(json.dumps({**asdict(plan), "written": indices}))
+    return _write_patients(plan, indices, settings, out, workers, data_dir, progress)
+
+
+def _write_patients(
+    plan: Simulation,
+    indices: Sequence[int],
+    settings: dict[str, Any],
+    out: Path,
+    workers: int | None,
+    data_dir: Path | None,
+    progress: bool,
+) -> Path:
+    """Simulate patients of a plan and join their tables, unless that is done."""
     done = out / "simulation.json"
     started = out / "unfinished.json"
     for file in (done, started):
@@ -195,10 +276,11 @@ def simulate_release(
     schedule = _schedule(plan)
     parts = out / "unfinished"
     parts.mkdir(exist_ok=True)
-    missing = [i for i in range(patients) if not (parts / f"{i:06d}.json").exists()]
+    missing = [i for i in indices if not (parts / f"{i:06d}.json").exists()]
+    total = sum(len(schedule[i]) for i in indices)
     bar = tqdm(
-        total=sum(map(len, schedule)),
-        initial=sum(len(schedule[i]) for i in range(patients) if i not in set(missing)),
+        total=total,
+        initial=total - sum(len(schedule[i]) for i in missing),
         desc="simulating radiographs",
         unit="film",
         disable=not progress,
@@ -217,7 +299,7 @@ def simulate_release(
                 for future in as_completed(futures):
                     future.result()
                     bar.update(len(futures[future][2]))
-    _finish(out, parts, patients)
+    _finish(out, parts, indices)
     write_json_atomic(done, settings)
     shutil.rmtree(parts)
     started.unlink()
@@ -369,10 +451,7 @@ def _write_film(
     picture: Radiograph,
     fields: dict[str, Any],
 ) -> dict[str, Any]:
-    uids = {
-        kind: str(generate_uid(entropy_srcs=[f"{_identity(plan)}-{kind}-{name}"]))
-        for kind in ("study", "series", "image")
-    }
+    uids = {kind: _uid(plan, kind, name) for kind in ("study", "series", "image")}
     folder = out / "dicom-images" / uids["study"] / uids["series"]
     folder.mkdir(parents=True, exist_ok=True)
     patient = f"SIM{plan.seed:04d}-{index:05d}"
@@ -392,6 +471,10 @@ def _write_film(
         "findings": "|".join(view.technique.findings),
         "mirrored": int(view.patient.mirrored),
     }
+
+
+def _uid(plan: Simulation, kind: str, name: str) -> str:
+    return str(generate_uid(entropy_srcs=[f"{_identity(plan)}-{kind}-{name}"]))
 
 
 def _identity(plan: Simulation) -> str:
@@ -463,10 +546,10 @@ def _dicom(
     return ds
 
 
-def _finish(out: Path, parts: Path, patients: int) -> None:
+def _finish(out: Path, parts: Path, indices: Sequence[int]) -> None:
     """Join the part files into the two tables."""
     rows = []
-    for index in range(patients):
+    for index in indices:
         part = parts / f"{index:06d}.json"
         rows += json.loads(part.read_text(encoding="utf-8"))
     table = ["ImageId, EncodedPixels"]
