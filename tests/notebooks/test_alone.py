@@ -96,7 +96,13 @@ def test_a_notebook_alone_runs(installed: Path, tmp_path: Path, source: Path) ->
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-q"),
-            *("--nbmake-timeout=300", "-p", "no:cacheprovider", str(target)),
+            *(
+                "--nbmake-timeout=300",
+                "--color=no",
+                "-p",
+                "no:cacheprovider",
+                str(target),
+            ),
         ],
         cwd=tmp_path,
         env=environment(installed),
