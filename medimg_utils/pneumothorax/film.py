@@ -233,6 +233,7 @@ class View:
 
     @property
     def pixel_mm(self) -> float:
+        """Pixel spacing at the film in mm."""
         return self.geometry.width / self.size
 
     def generator(self, stream: int) -> torch.Generator:
@@ -242,6 +243,7 @@ class View:
     def project(
         self, volume: Tensor, origin: Tensor, spacing: Tensor, rows: int
     ) -> Tensor:
+        """Integrals ``(C, rows, rows)`` of a volume of the chest ``(C, X, Y, Z)``."""
         return project_volume(
             volume,
             origin,
