@@ -37,7 +37,7 @@ KINDS = {
 }
 #: Share of the local lung thickness that can be lost: the hilum holds the rest.
 _MOST = 0.88
-_PLEURA_MM = 0.6  # visceral pleura
+_PLEURA_MM = 1.0  # visceral pleura
 _PLEURA_BLUR = 0.9  # mm, so that the thin sheet survives the grid
 
 

@@ -122,6 +122,7 @@ class Technique:
     offset: tuple[float, float]
     shoulders: tuple[float, float, float]
     bone: float
+    lung: float
     seed: int
     devices: tuple[str, ...]
     findings: tuple[str, ...]
@@ -181,11 +182,12 @@ def random_technique(
             float(g.normal(0, 1)),
         ),
         bone=float(g.uniform(1.2, 2.4)),
+        lung=float(g.uniform(1.1, 2.0)),
         seed=int(g.integers(2**31)),
         devices=tuple(devices),
         findings=tuple(findings),
         scatter_fraction=float(g.uniform(0.3, 0.65)),
-        photons=float(10 ** g.uniform(4.7, 6.0)),
+        photons=float(10 ** g.uniform(5.2, 6.4)),
         blur_mm=float(g.uniform(0.12, 0.5)),
         equalise=float(g.uniform(0.25, 0.8)),
         equalise_mm=float(g.uniform(14, 50)),
@@ -274,6 +276,7 @@ def make_view(
     ``tension`` is the side (0, 1) of a tension pneumothorax: it pushes the mediastinum
     away and its diaphragm down.
     """
+    chest = _breathe(chest, technique.lung)
     bend = torch.Generator().manual_seed(patient.bend_seed)
     deformation = random_deformation(
         chest.low,
@@ -307,6 +310,22 @@ def make_view(
         height=width / shrink,
     )
     return View(chest, patient, technique, geometry, deformation, size)
+
+
+def _breathe(chest: Chest, factor: float) -> Chest:
+    """Less air in the lungs, hence more density by a factor.
+
+    CT is taken in the deepest breath the patient can hold; films, and those at the
+    bedside above all, seldom are.
+    """
+    inside = (chest.depth / COARSE + 0.5).clamp(0, 1)
+    fine = F.interpolate(inside[None, None], scale_factor=(2, 1, 2), mode="trilinear")[
+        0, 0
+    ]
+    soft = chest.soft.clone()
+    scanned = soft[:, :, soft.shape[2] - fine.shape[2] :]  # abdomen was added below
+    scanned *= 1 + (factor - 1) * fine * (scanned < 0.5)
+    return replace(chest, soft=soft)
 
 
 def _push_mediastinum(chest: Chest, deformation: Deformation, side: int) -> Tensor:
