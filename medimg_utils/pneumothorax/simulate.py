@@ -75,7 +75,7 @@ from medimg_utils.settings import Settings, get_settings
 #: 2,669 positive images of the SIIM-ACR table (counted from the public table).
 SIIM_AREAS = {0.05: 0.0013, 0.25: 0.0039, 0.5: 0.0082, 0.75: 0.0175, 0.95: 0.0437}
 #: Version of the simulation: another version gives other pictures for the same seed.
-VERSION = 1
+VERSION = 2
 #: Share of the films of a patient with pneumothorax that show it; the others are from
 #: before or after.
 _SHOWN = 0.85
@@ -114,8 +114,15 @@ class Simulation:
             raise InputError(f"positive rate is {self.positive_rate}; 0 to 1 is needed")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; a whole number from 0 on is needed")
+        if not all(0 <= rate <= 1 for rate in self.rates.drain):
+            raise InputError(
+                f"the rates of drains are {self.rates.drain}; 0 to 1 is needed, for films "
+                "without and with pneumothorax"
+            )
+        if not self.anatomies:
+            raise InputError(f"no anatomy is given; use some of {', '.join(ANATOMIES)}")
         unknown = set(self.anatomies) - set(ANATOMIES)
-        if unknown or not self.anatomies:
+        if unknown:
             raise InputError(
                 f"unknown anatomies {sorted(unknown)}: use some of {', '.join(ANATOMIES)}"
             )
@@ -257,8 +264,13 @@ def _write_patients(
     progress: bool,
 ) -> Path:
     """Simulate patients of a plan and join their tables, unless that is done."""
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}; at least 1 is needed")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder; choose another")
     done = out / "simulation.json"
     started = out / "unfinished.json"
+    parts = out / "unfinished"
     for file in (done, started):
         if file.exists() and json.loads(file.read_text(encoding="utf-8")) != settings:
             raise InputError(
@@ -266,6 +278,7 @@ def _write_patients(
                 "choose another folder or delete this one"
             )
     if done.exists():
+        _tidy_up(parts, started)  # the call that finished may have been killed here
         return out
     if out.exists() and any(out.iterdir()) and not started.exists():
         raise InputError(f"{out} is not empty and holds no simulation; choose another")
@@ -274,7 +287,6 @@ def _write_patients(
     write_json_atomic(started, settings)
 
     schedule = _schedule(plan)
-    parts = out / "unfinished"
     parts.mkdir(exist_ok=True)
     missing = [i for i in indices if not (parts / f"{i:06d}.json").exists()]
     total = sum(len(schedule[i]) for i in indices)
@@ -289,9 +301,13 @@ def _write_patients(
     jobs = [(plan, i, schedule[i], out, data_dir) for i in missing]
     with bar:
         if count == 1:
-            for job in jobs:
-                _simulate_patient(*job)
-                bar.update(len(job[2]))
+            threads = torch.get_num_threads()
+            try:
+                for job in jobs:
+                    _simulate_patient(*job)
+                    bar.update(len(job[2]))
+            finally:
+                torch.set_num_threads(threads)
         else:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(count, mp_context=context) as pool:
@@ -299,18 +315,24 @@ def _write_patients(
                 for future in as_completed(futures):
                     future.result()
                     bar.update(len(futures[future][2]))
+    for leftover in out.rglob(".partial-*"):  # of processes that were killed
+        leftover.unlink()
     _finish(out, parts, indices)
     write_json_atomic(done, settings)
-    shutil.rmtree(parts)
-    started.unlink()
+    _tidy_up(parts, started)
     return out
+
+
+def _tidy_up(parts: Path, started: Path) -> None:
+    shutil.rmtree(parts, ignore_errors=True)
+    started.unlink(missing_ok=True)
 
 
 def ensure_release(size: str, settings: Settings | None = None) -> Path:
     """The simulated release of a run size, made on first use.
 
     ``tiny``: 24 patients at 512 px, half of the images positive.  ``lab``: the images
-    that the lab network learned from, :data:`LAB_PATIENTS` patients at 512 px.
+    that the lab network learned from, :data:`LAB_TRAIN`.
 
     Returns
     -------
