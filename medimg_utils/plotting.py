@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TRUTH = "#E69F00"
@@ -217,10 +218,14 @@ def show_figure(figure: Figure, *, alt: str, caption: str, dpi: int = 110) -> No
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     data = base64.b64encode(png.getvalue()).decode("ascii")
+    # Films are grainy: as WebP a page of them is a fifth of its size as PNG.
+    webp = io.BytesIO()
+    Image.open(png).convert("RGB").save(webp, "WEBP", quality=90, method=6)
+    small = base64.b64encode(webp.getvalue()).decode("ascii")
     # "dark-light" keeps the theme from changing the contrast in dark mode.
     page = (
         '<figure class="medimg-figure">'
-        f'<img class="dark-light" src="data:image/png;base64,{data}" '
+        f'<img class="dark-light" src="data:image/webp;base64,{small}" '
         f'alt="{html.escape(alt)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )

@@ -1,10 +1,12 @@
 import base64
+import io
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from medimg_utils import plotting
 
@@ -39,9 +41,12 @@ def test_figure_carries_alt_text_and_caption(shown: list[dict]) -> None:
     page = shown[0]["text/html"]
     assert 'alt="A &quot;line&quot; &lt;up&gt;"' in page
     assert "<figcaption>It rises &amp; rises.</figcaption>" in page
-    png = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
-    assert png.startswith(b"\x89PNG")
-    assert base64.b64decode(shown[0]["image/png"]) == png
+    png = Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"])))
+    small = base64.b64decode(re.search(r"image/webp;base64,([^\"]+)", page)[1])
+    webp = Image.open(io.BytesIO(small))
+    assert (png.format, webp.format) == ("PNG", "WEBP")
+    difference = np.asarray(png.convert("RGB"), float) - np.asarray(webp, float)
+    assert np.abs(difference).mean() < 2
 
 
 @pytest.mark.parametrize("missing", ["alt", "caption"])
