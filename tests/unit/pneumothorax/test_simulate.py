@@ -1,0 +1,488 @@
+"""A simulated release: same seed, same bytes; what is written is what was drawn."""
+
+import csv
+import functools
+import hashlib
+import json
+import re
+import runpy
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from pydicom.uid import JPEGBaseline8Bit
+from scipy import stats
+from typer.testing import CliRunner
+
+from medimg_utils.errors import InputError
+from medimg_utils.io import decode_rle
+from medimg_utils.pneumothorax import simulate
+from medimg_utils.pneumothorax.dataset import read_siim
+from medimg_utils.pneumothorax.film import (
+    Rates,
+    _outline,
+    make_view,
+    random_patient,
+    random_technique,
+)
+from medimg_utils.pneumothorax.phantom import ANATOMIES, load_chest
+from medimg_utils.pneumothorax.simulate import (
+    HELD_OUT,
+    LAB_TESTS,
+    LAB_TRAIN,
+    SIIM_AREAS,
+    Simulation,
+    ensure_release,
+    random_area,
+    simulate_films,
+    simulate_release,
+)
+from medimg_utils.settings import get_settings
+
+SCRIPTS = Path(simulate.__file__).parents[2] / "data_scripts"
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """24 patients, half of the images positive."""
+    return ensure_release("tiny", get_settings())
+
+
+def truth(root):
+    with (root / "simulation-truth.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def fingerprint(root):
+    return {
+        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(root.rglob("*"))
+        if file.is_file()
+    }
+
+
+# --- bytes ----------------------------------------------------------------------------
+
+SMALL = {
+    "patients": 3,
+    "seed": 4,
+    "size": 96,
+    "positive_rate": 0.5,
+    "pairs": True,
+    "anatomies": ("chest3",),
+    "data_dir": get_settings().data,
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Three patients, made by two processes without a break."""
+    return simulate_release(
+        tmp_path_factory.mktemp("two") / "release", workers=2, **SMALL, **QUIET
+    )
+
+
+def test_interrupted_and_resumed_by_one_process_gives_the_same_bytes(
+    small, tmp_path, monkeypatch
+):
+    out = tmp_path / "release"
+    whole = simulate._simulate_patient
+
+    def die(plan, index, films, folder, data_dir):
+        whole(plan, index, films, folder, data_dir)
+        if index == 1:  # killed when the films were written and the note was not
+            (folder / "unfinished" / f"{index:06d}.json").unlink()
+            one = next((folder / "dicom-images").rglob("*.dcm"))
+            one.with_name(".partial-1-abc.dcm").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulate, "_simulate_patient", die)
+        with pytest.raises(KeyboardInterrupt):
+            simulate_release(out, workers=1, **SMALL, **QUIET)
+    assert not (out / "train-rle.csv").exists()
+    assert not (out / "simulation.json").exists()
+    done = []
+    monkeypatch.setattr(
+        simulate, "_simulate_patient", lambda *job: (done.append(job[1]), whole(*job))
+    )
+    simulate_release(out, workers=1, **SMALL, **QUIET)
+    assert done == [1, 2]
+    assert fingerprint(out) == fingerprint(small)
+
+
+def test_a_finished_release_is_not_touched(small, monkeypatch):
+    before = fingerprint(small)
+    monkeypatch.setattr(simulate, "prepare", None)  # a call would fail
+    assert simulate_release(small, **SMALL, **QUIET) == small
+    assert fingerprint(small) == before
+
+
+def test_a_few_films_of_a_release_have_the_bytes_of_the_whole(small, tmp_path):
+    row = truth(small)[0]
+    plan = {**SMALL, "workers": 1} | QUIET
+    simulate_films(tmp_path / "some", [row["ImageId"]], **plan)
+    wanted = {r["ImageId"] for r in truth(small) if r["patient"] == row["patient"]}
+    found = fingerprint(tmp_path / "some")
+    images = {name: digest for name, digest in found.items() if name.endswith(".dcm")}
+    assert {Path(name).stem for name in images} == wanted
+    assert images.items() <= fingerprint(small).items()
+    with pytest.raises(InputError, match=r"1 of 1 images are not.*1\.2\.3"):
+        simulate_films(tmp_path / "none", ["1.2.3"], **plan)
+    with pytest.raises(InputError, match="none was named"):
+        simulate_films(tmp_path / "none", [], **plan)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_break_while_tidying_up_is_mended(small, tmp_path):
+    out = shutil.copytree(small, tmp_path / "release")
+    (out / "unfinished").mkdir()
+    (out / "unfinished" / "000000.json").write_text("[]")
+    shutil.copy(out / "simulation.json", out / "unfinished.json")
+    simulate_release(out, **SMALL, **QUIET)
+    assert fingerprint(out) == fingerprint(small)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 5},
+        {"size": 128},
+        {"patients": 2},
+        {"pairs": False},
+        {"drain_rate": (0, 0)},
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused(small, change):
+    before = fingerprint(small)
+    with pytest.raises(InputError, match="other settings"):
+        simulate_release(small, **(SMALL | change), **QUIET)
+    assert fingerprint(small) == before
+
+
+def test_pairs_share_everything_but_the_collapse(small):
+    rows = {row["ImageId"]: row for row in truth(small)}
+    records = {record.image_id: record for record in read_siim(small)}
+    positives = [row for row in rows.values() if row["side"]]
+    assert positives
+    for row in positives:
+        twin = rows[row["pair"]]
+        assert twin["pair"] == row["ImageId"]
+        for same in (
+            "patient",
+            "anatomy",
+            "view",
+            "drain",
+            "devices",
+            "findings",
+            "mirrored",
+        ):
+            assert twin[same] == row[same]
+        assert (twin["side"], twin["kind"], float(twin["area"])) == ("", "", 0)
+        images = [pydicom.dcmread(records[r["ImageId"]].path) for r in (row, twin)]
+        for tag in (
+            "PatientID",
+            "PatientAge",
+            "PatientSex",
+            "ViewPosition",
+            "PixelSpacing",
+            "StudyDate",
+        ):
+            assert images[0].get(tag) == images[1].get(tag)
+        assert images[0].StudyInstanceUID != images[1].StudyInstanceUID
+        pixels = [image.pixel_array.astype(float) for image in images]
+        mask = functools.reduce(
+            np.logical_or,
+            (decode_rle(runs, (96, 96)) for runs in records[row["ImageId"]].rle),
+        )
+        change = pixels[0] - pixels[1]
+        assert change[mask].mean() < 0
+        assert abs(change[mask]).mean() > abs(change[~mask]).mean()
+
+
+def test_the_workers_leave_the_number_of_threads_alone(tmp_path):
+    torch.set_num_threads(2)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(simulate, "render", None)  # fails at the first film
+            with pytest.raises(TypeError):
+                simulate_release(
+                    tmp_path / "out",
+                    workers=1,
+                    **(SMALL | {"positive_rate": 0.0}),
+                    **QUIET,
+                )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+# --- what is refused ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patients": 0}, "patients is 0"),
+        ({"size": 32}, "size is 32 pixels; 64 to 2048"),
+        ({"positive_rate": 1.5}, "positive rate is 1.5"),
+        ({"positive_rate": float("nan")}, "positive rate is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"anatomies": ("chest1", "chest7")}, r"\['chest7'\].*chest1, chest2"),
+        ({"anatomies": ()}, "no anatomy"),
+        ({"drain_rate": (0.1, 1.2)}, r"drain.*0\.1.*1\.2.*0 to 1"),
+        ({"drain_rate": (-0.1, 0.2)}, "drain"),
+        ({"workers": -2}, "workers is -2"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        simulate_release(tmp_path / "out", **(SMALL | change), **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not empty"):
+        simulate_release(tmp_path, **SMALL, **QUIET)
+    with pytest.raises(InputError, match="not a folder"):
+        simulate_release(tmp_path / "thesis.txt", **SMALL, **QUIET)
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_sizes_without_a_simulated_release_are_refused():
+    with pytest.raises(InputError, match=r"'paper'.*tiny and lab.*real release"):
+        ensure_release("paper", get_settings())
+
+
+def script(name, *words):
+    module = runpy.run_path(str(SCRIPTS / f"{name}.py"))
+    if "app" in module:
+        app = module["app"]
+    else:
+        import typer
+
+        app = typer.Typer()
+        app.command()(module["main"])
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("simulate", "pneumothorax --out {} --patients 0 --seed 1"),
+        ("simulate", "pneumothorax --out {} --patients 2 --seed 1 --size 7"),
+        ("simulate", "pneumothorax --out {} --patients 2 --seed 1 --drain-rate 0.1 7"),
+        ("simulate", "pneumothorax --out {} --patients 2 --seed 1 --positive-rate 2"),
+        ("fetch_anatomy", "lungs"),
+    ],
+)
+def test_errors_on_the_command_line_are_one_line(name, words, tmp_path):
+    result = script(name, *words.format(tmp_path / "out").split())
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+
+
+def test_the_command_line_passes_its_options_on(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        simulate, "simulate_release", lambda *a, **k: calls.append((a, k))
+    )
+    words = "--out x --patients 5 --seed 6 --size 128 --positive-rate 0.3 --pairs"
+    words += " --drain-rate 0.1 0.9"
+    assert script("simulate", "pneumothorax", *words.split()).exit_code == 0
+    (out, patients, seed), options = calls[0]
+    assert (out, patients, seed) == (Path("x"), 5, 6)
+    assert options == {
+        "size": 128,
+        "positive_rate": 0.3,
+        "pairs": True,
+        "drain_rate": (0.1, 0.9),
+        "workers": None,
+    }
+
+
+# --- numbers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.22, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_positive_rate_is_exact(rate, seed):
+    schedule = simulate._schedule(Simulation(150, seed, positive_rate=rate))
+    films = [film for patient in schedule for film in patient]
+    assert sum(films) == round(rate * len(films))
+    assert Counter(map(len, schedule)).keys() == {1, 2, 3}
+    assert np.mean([len(p) for p in schedule]) == pytest.approx(1.6, abs=0.25)
+
+
+def test_positive_patients_have_films_from_before_or_after():
+    """A film without pneumothorax of a patient who has one elsewhere."""
+    schedule = simulate._schedule(Simulation(600, 0))
+    ill = [p for p in schedule if any(p)]
+    assert 0.03 < np.mean([not all(p) for p in ill]) < 0.3
+    assert np.mean([any(p) for p in schedule]) < 0.35  # positives cluster in patients
+
+
+def siim_cdf(areas):
+    levels = [0.0, *SIIM_AREAS, 1.0]
+    return np.interp(
+        np.log(areas), np.log([0.0005, *SIIM_AREAS.values(), 0.08]), levels
+    )
+
+
+def test_drawn_areas_have_the_quantiles_of_siim():
+    generator = np.random.default_rng(0)
+    drawn = [random_area(generator) for _ in range(20000)]
+    for level, area in SIIM_AREAS.items():
+        assert np.quantile(drawn, level) == pytest.approx(area, rel=0.06)
+    assert min(drawn) >= 0.0005
+    assert max(drawn) <= 0.08
+
+
+def test_fitted_areas_have_the_distribution_of_siim():
+    """Kolmogorov-Smirnov test of 40 masks on the grid they are drawn from, p > 0.01."""
+    data = get_settings().data
+    wanted, found = [], []
+    for index in range(40):
+        generator = np.random.default_rng([7, index])
+        patient = random_patient(("chest3", "chest4"), Rates(), generator)
+        technique = random_technique(Rates(), True, generator)
+        view = make_view(load_chest(patient.anatomy, data), patient, technique, 256)
+        posed, gap, drawn = simulate._collapse_somehow(view, generator)
+        wanted.append(drawn.area)
+        found.append(float((_outline(posed, *gap, rows=256) > 0.5).float().mean()))
+    assert stats.kstest(found, siim_cdf).pvalue > 0.01
+    ratio = np.array(found) / wanted
+    assert np.median(ratio) == pytest.approx(1, abs=0.1)
+    assert (abs(ratio - 1) < 0.25).mean() > 0.85
+    assert ratio.min() > 0.4
+
+
+# --- the tiny release -----------------------------------------------------------------
+
+
+def test_the_reader_reads_what_was_written(tiny):
+    rows = {row["ImageId"]: row for row in truth(tiny)}
+    records = read_siim(tiny)
+    assert {r.image_id for r in records} == set(rows)
+    for record in records:
+        row = rows[record.image_id]
+        assert record.patient == row["patient"]
+        assert record.label == int(row["side"] != "")
+        assert record.view == row["view"]
+        if record.label:
+            masks = [decode_rle(runs, (512, 512)) for runs in record.rle]
+            mask = functools.reduce(np.logical_or, masks)
+            assert mask.mean() == pytest.approx(float(row["area"]), abs=1e-6)
+            middle = np.nonzero(mask)[1].mean()
+            assert (middle < 256) == (row["side"] == "R")  # the right is on the left
+            assert row["kind"]
+        else:
+            assert float(row["area"]) == 0
+
+
+def test_half_of_the_tiny_release_is_positive(tiny):
+    rows = truth(tiny)
+    assert sum(row["side"] != "" for row in rows) == round(0.5 * len(rows))
+    assert len({row["patient"] for row in rows}) == 24
+    assert {row["anatomy"] for row in rows} == set(ANATOMIES)
+    assert {row["view"] for row in rows} == {"PA", "AP"}
+
+
+def test_the_table_looks_like_siims(tiny):
+    lines = (tiny / "train-rle.csv").read_text().splitlines()
+    assert lines[0] == "ImageId, EncodedPixels"
+    assert all(re.fullmatch(r"[\d.]+,(-1|\d+( \d+)+)", line) for line in lines[1:])
+    counts = Counter(line.split(",")[0] for line in lines[1:])
+    assert max(counts.values()) > 1  # several rows an image
+    for line in lines[1:]:
+        name, runs = line.split(",")
+        if runs == "-1":
+            assert counts[name] == 1
+
+
+def test_settings_are_kept_and_nothing_unfinished_is(tiny):
+    assert {f.name for f in tiny.iterdir()} == {
+        "dicom-images",
+        "train-rle.csv",
+        "simulation-truth.csv",
+        "simulation.json",
+    }
+    kept = json.loads((tiny / "simulation.json").read_text())
+    assert (kept["patients"], kept["size"], kept["positive_rate"]) == (24, 512, 0.5)
+
+
+def test_files_are_valid_dicom_without_a_name(tiny):
+    files = list((tiny / "dicom-images").rglob("*"))
+    files = [f for f in files if f.is_file()]
+    assert len(files) == len(truth(tiny))
+    seen = set()
+    for file in files:
+        image = pydicom.dcmread(file)
+        assert image.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
+        study, series, name = file.relative_to(tiny / "dicom-images").parts
+        assert name == f"{image.SOPInstanceUID}.dcm"
+        assert (study, series) == (image.StudyInstanceUID, image.SeriesInstanceUID)
+        assert image.file_meta.MediaStorageSOPInstanceUID == image.SOPInstanceUID
+        for uid in (
+            image.SOPInstanceUID,
+            image.StudyInstanceUID,
+            image.SeriesInstanceUID,
+        ):
+            assert uid.is_valid
+            seen.add(uid)
+        assert (image.Rows, image.Columns, image.BitsStored) == (512, 512, 8)
+        assert image.PhotometricInterpretation == "MONOCHROME2"
+        assert image.Modality == "CR"
+        assert image.ViewPosition in ("PA", "AP")
+        assert re.fullmatch(r"\d{3}Y", image.PatientAge)
+        assert image.PatientSex in ("F", "M")
+        assert 0.4 < image.PixelSpacing[0] < 1.2  # a film of 20 to 60 cm
+        assert re.fullmatch(r"SIM\d{4}-\d{5}", str(image.PatientName))
+        assert image.PatientID == image.PatientName
+        assert image.PatientBirthDate == ""
+        assert "Simulated" in image.ImageComments
+        assert image.LossyImageCompression == "01"
+    assert len(seen) == 3 * len(files)
+    assert pydicom.dcmread(files[0]).pixel_array.shape == (512, 512)
+
+
+def test_no_gap_of_the_tiny_release_is_clipped_to_black(tiny):
+    """Then no air could be told from another black: see the pixels under the masks."""
+    shares = []
+    for record in read_siim(tiny):
+        if record.label:
+            pixels = pydicom.dcmread(record.path).pixel_array
+            mask = functools.reduce(
+                np.logical_or, (decode_rle(r, (512, 512)) for r in record.rle)
+            )
+            shares.append((pixels[mask] <= 1).mean())
+    assert np.mean(shares) < 0.03
+    assert np.median(shares) < 0.001
+
+
+# --- the lab releases -----------------------------------------------------------------
+
+
+def test_the_lab_releases_keep_patients_and_an_anatomy_apart():
+    assert HELD_OUT not in LAB_TRAIN["anatomies"]
+    assert LAB_TESTS["unseen-anatomy"]["anatomies"] == (HELD_OUT,)
+    assert HELD_OUT not in LAB_TESTS["unseen-patients"]["anatomies"]
+    seeds = [LAB_TRAIN["seed"], *(test["seed"] for test in LAB_TESTS.values())]
+    assert len(set(seeds)) == len(seeds)
+    assert LAB_TRAIN["drain_rate"][0] == LAB_TRAIN["drain_rate"][1]
