@@ -8,8 +8,9 @@ shows what stood at
 
     s' = (s - g) S / (S - g)
 
-before, where ``S`` is the thickness of the lung there.  Vessels move with it, and the
-same tissue in less room is denser by ``S / (S - g)``.
+before, where ``S`` is the thickness of the lung there.  Vessels move with it.  The same
+tissue in less room is denser: in proportion to ``S / (S - g) - 1``, by a factor that
+keeps the lung's mass.
 """
 
 from __future__ import annotations
@@ -222,12 +223,13 @@ def collapse(chest: Chest, cavity: Cavity, g: Tensor) -> Tensor:
     old = chest.soft[box]
     tissue = old.clone()
     tissue[moved] = _sample_anisotropic(chest.soft, source, chest.origin, spacing)
-    parenchyma = tissue < 0.5
-    tissue = torch.where(
-        parenchyma,
-        (tissue * squeeze.clamp(max=4)).clamp(max=0.75),
-        tissue.clamp(max=1.05),
-    )
+    tissue = tissue.clamp(max=1.05)
+    extra = torch.where(tissue < 0.5, tissue * (squeeze.clamp(max=4) - 1), 0.0)
+    # layers also narrow toward the hilum: the share that keeps the lung's mass
+    room = here * open_ * (1 - air)
+    lost = (here * open_ * old).sum() - (room * tissue).sum()
+    share = (lost / (room * extra).sum().clamp(min=1e-6)).clamp(0, 3)
+    tissue = (tissue + share * extra).clamp(max=1.05)
     line = torch.exp(-0.5 * ((s - gap) / _PLEURA_BLUR) ** 2) * (gap > 1.5)
     tissue = tissue * (1 - air) + line * _PLEURA_MM / (_PLEURA_BLUR * 2.507)
     soft = chest.soft.clone()
