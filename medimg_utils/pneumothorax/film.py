@@ -276,7 +276,6 @@ def make_view(
     ``tension`` is the side (0, 1) of a tension pneumothorax: it pushes the mediastinum
     away and its diaphragm down.
     """
-    chest = _breathe(chest, technique.lung)
     bend = torch.Generator().manual_seed(patient.bend_seed)
     deformation = random_deformation(
         chest.low,
@@ -442,7 +441,8 @@ def render(
     All else of the picture depends on the view alone, so the same view with and without
     a gap is a counterfactual pair.
     """
-    chest, technique, size = view.chest, view.technique, view.size
+    technique, size = view.technique, view.size
+    chest = _breathe(view.chest, technique.lung)
     soft_volume = chest.soft if gap is None else collapse(chest, *gap)
     rows = min(size, _RENDER)
     volume, origin, spacing = _halve(

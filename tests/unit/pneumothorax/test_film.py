@@ -346,3 +346,11 @@ def test_patients_vary_within_what_people_are():
     assert all(p.bend_mm <= 7 and p.fat_mm >= 0 for p in drawn)
     assert np.mean([p.mirrored for p in drawn]) == pytest.approx(0.02, abs=0.01)
     assert np.mean([p.sex == "F" for p in drawn]) == pytest.approx(0.45, abs=0.04)
+
+
+def test_posing_again_changes_nothing():
+    """Looking for a shape that fits poses a patient again: it must leave no trace."""
+    view = pose("chest3", 1)
+    again = make_view(view.chest, view.patient, view.technique, view.size)
+    assert again.chest is view.chest
+    assert torch.equal(again.deformation.bend, view.deformation.bend)
