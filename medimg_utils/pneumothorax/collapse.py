@@ -72,7 +72,6 @@ class Cavity:
     origin: Tensor
     inside: Tensor
     wall: Tensor
-    base: Tensor
     thickness: Tensor
     normal: Tensor
 
@@ -102,7 +101,6 @@ class Cavity:
             + COARSE * torch.tensor([s.start for s in slices]),
             inside=inside,
             wall=wall,
-            base=chest.base[slices],
             thickness=wall + chest.medial[slices],
             normal=normal,
         )

@@ -294,7 +294,7 @@ def make_view(
     corners = deformation.push(torch.stack([low, high]))
     width = float(corners[1, 0] - corners[0, 0]) / technique.lungs_share
     middle_x = float(corners[:, 0].mean()) + technique.offset[0]
-    # the apices stand below the film's top by about a tenth of it
+    # the apices stand a little below the film's top
     top = float(corners[1, 2]) + 0.07 * width + technique.offset[1]
     front = technique.view == "PA"
     film_y = float(corners[1, 1] + 60) if front else float(corners[0, 1] - 60)
@@ -378,7 +378,7 @@ def fit_pneumothorax(view: View, wanted: Pneumothorax) -> tuple[Cavity, Tensor] 
 def _outline(view: View, cavity: Cavity, g: Tensor, rows: int) -> Tensor:
     """Soft mask ``(rows, rows)``: air and no lung on the ray, nothing opaque before it."""
     air, lung = cavity.shares(g)
-    hidden = _hidden(view.chest)[cavity.slices] * (cavity.inside < 0)
+    hidden = _hidden(view.chest, cavity.slices) * (cavity.inside < 0)
     gas, rest, opaque = view.project(
         *_halve(
             torch.stack([air, lung, hidden]), cavity.origin, torch.full((3,), COARSE)
@@ -404,9 +404,9 @@ def _halve(
     return halved, origin + shift, spacing * torch.tensor([1.0, 2.0, 1.0])
 
 
-def _hidden(chest: Chest) -> Tensor:
+def _hidden(chest: Chest, part: tuple[slice, ...] = (slice(None),)) -> Tensor:
     """1 where heart, great vessels, spine or what lies under the diaphragm stand."""
-    return ((chest.base < 1.0) | (chest.medial < 1.5)).float()
+    return ((chest.base[part] < 1.0) | (chest.medial[part] < 1.5)).float()
 
 
 def lung_fields(view: View, rows: int) -> tuple[Tensor, Tensor]:

@@ -119,7 +119,7 @@ def write_release(root: Path, patients: int = 12, size: int = 128) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Toy networks are too small to share: threads would only wait for each other."""
+    """Toy networks and small films do not share well: threads would only wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

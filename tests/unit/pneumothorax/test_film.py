@@ -31,14 +31,6 @@ from medimg_utils.settings import get_settings
 SIZE = 160
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def girdle():
     return load_girdle(get_settings().data)

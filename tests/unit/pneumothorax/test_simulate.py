@@ -47,14 +47,6 @@ SCRIPTS = Path(simulate.__file__).parents[2] / "data_scripts"
 QUIET = {"progress": False}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tiny():
     """24 patients, half of the images positive."""
