@@ -190,9 +190,11 @@ def project_volume(
     y_middle = y_volume.mean()
     y_patient = y_middle + (y_volume - y_middle) * depth_scale
     x, z = geometry.film_axes(lattice, lattice, device)
-    # lattice points reach the film's edges, so that interpolation covers all pixels
-    x = geometry.centre[0] + (x - geometry.centre[0]) * lattice / (lattice - 1)
-    z = geometry.centre[1] + (z - geometry.centre[1]) * lattice / (lattice - 1)
+    # the outer lattice points stand on the outer pixels: interpolation needs no more
+    reach = lattice / (lattice - 1)
+    x_reach, z_reach = (reach * (1 - 1 / n) for n in (columns, rows))
+    x = geometry.centre[0] + (x - geometry.centre[0]) * x_reach
+    z = geometry.centre[1] + (z - geometry.centre[1]) * z_reach
     planes = volume.permute(2, 0, 3, 1)  # (Y, C, Z, X)
     out = torch.zeros(channels, rows, columns, device=device)
     for start in range(0, ny, planes_at_once):
@@ -265,10 +267,10 @@ def blur(image: Tensor, sigma: float) -> Tensor:
     height, width = image.shape
     factor = max(1, int(sigma // 6))
     small = image[None, None]
-    if factor > 1:
-        size = (max(2, height // factor), max(2, width // factor))
-        small = F.interpolate(small, size=size, mode="area")
-    s = sigma * small.shape[-1] / width
+    if factor > 1:  # a multiple of the factor, so that all pixels weigh the same
+        padding = (0, -width % factor, 0, -height % factor)
+        small = F.avg_pool2d(F.pad(small, padding, mode="replicate"), factor)
+    s = sigma / factor
     radius = min(int(3 * s + 1), min(small.shape[-2:]) - 1)
     x = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
     kernel = torch.exp(-0.5 * (x / s) ** 2)
@@ -278,9 +280,9 @@ def blur(image: Tensor, sigma: float) -> Tensor:
     small = F.conv2d(small, kernel.view(1, 1, -1, 1))
     if factor > 1:
         small = F.interpolate(
-            small, size=(height, width), mode="bicubic", align_corners=False
+            small, scale_factor=factor, mode="bicubic", align_corners=False
         )
-    return small[0, 0]
+    return small[0, 0, :height, :width]
 
 
 def expose(

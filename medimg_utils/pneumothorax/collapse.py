@@ -39,6 +39,7 @@ KINDS = {
 #: Share of the local lung thickness that can be lost: the hilum holds the rest.
 _MOST = 0.88
 _PLEURA_MM = 1.0  # visceral pleura
+_ROUND_MM = 9.0  # radius of the lung's lower edge where it leaves the diaphragm
 _PLEURA_BLUR = 0.9  # mm, so that the thin sheet survives the grid
 
 
@@ -88,12 +89,16 @@ class Cavity:
         slices = (x, y, z)
         wall = chest.wall[slices]
         if with_base:
-            wall = torch.minimum(wall, chest.base[slices])
+            # a smooth minimum: a lung's edge is round where two surfaces meet
+            both = torch.stack([wall, chest.base[slices]])
+            wall = -_ROUND_MM * torch.logsumexp(-both / _ROUND_MM, 0)
+            wall = torch.minimum(wall.clamp(min=0), both.amin(0))
         mine = chest.side[slices] == side
         inside = torch.where(mine, chest.depth[slices], torch.tensor(-9.0))
         smooth = F.avg_pool3d(wall[None, None], 5, stride=1, padding=2)[0, 0]
         gradient = torch.stack(torch.gradient(smooth, spacing=COARSE))
-        normal = -gradient / gradient.norm(dim=0).clamp(min=0.3)
+        # so long that a step of one mm changes the distance by one mm, also at an edge
+        normal = -gradient / gradient.square().sum(0).clamp(min=0.3)
         return cls(
             side=side,
             slices=slices,
@@ -222,11 +227,16 @@ def collapse(chest: Chest, cavity: Cavity, g: Tensor) -> Tensor:
     tissue = old.clone()
     tissue[moved] = _sample_anisotropic(chest.soft, source, chest.origin, spacing)
     tissue = tissue.clamp(max=1.05)
+    # squeezed into a shell, a wide vessel would be drawn as a ring: it is left to the
+    # vessels that :func:`carry` moves
+    tissue = torch.lerp(
+        tissue, _parenchyma(old, here), ((squeeze - 1.3) / 1.2).clamp(0, 1)
+    )
     extra = torch.where(tissue < 0.5, tissue * (squeeze.clamp(max=4) - 1), 0.0)
     # layers also narrow toward the hilum: the share that keeps the lung's mass
     room = here * open_ * (1 - air)
     lost = (here * open_ * old).sum() - (room * tissue).sum()
-    share = (lost / (room * extra).sum().clamp(min=1e-6)).clamp(0, 3)
+    share = (lost / (room * extra).sum().clamp(min=1e-6)).clamp(0, 5)
     tissue = (tissue + share * extra).clamp(max=1.05)
     line = torch.exp(-0.5 * ((s - gap) / _PLEURA_BLUR) ** 2) * (gap > 1.5)
     tissue = tissue * (1 - air) + line * _PLEURA_MM / (_PLEURA_BLUR * 2.507)
@@ -235,13 +245,25 @@ def collapse(chest: Chest, cavity: Cavity, g: Tensor) -> Tensor:
     return soft
 
 
+def _parenchyma(soft: Tensor, inside: Tensor) -> Tensor:
+    """Mean density of the lung within about 12 mm, ``(X, Y, Z)``, vessels left out."""
+    weight = inside * ((0.6 - soft) / 0.2).clamp(0, 1)
+    both = torch.stack([soft * weight, weight])[None]
+    both = F.avg_pool3d(both, (4, 2, 4), ceil_mode=True)  # cubes of 5 mm
+    both = F.avg_pool3d(both, 3, stride=1, padding=1)
+    mean = both[:, :1] / both[:, 1:].clamp(min=1e-3)
+    return F.interpolate(mean, size=soft.shape, mode="trilinear")[0, 0]
+
+
 def carry(cavity: Cavity, g: Tensor, points: Tensor) -> Tensor:
     """Where points of the healthy lung, ``(N, 3)`` in mm, lie in the collapsed one."""
     fields = torch.cat([torch.stack([cavity.wall, g, cavity.thickness]), cavity.normal])
-    s, gap, thickness, *normal = sample(fields, points, cavity.origin, COARSE)
+    s, gap, thickness, *_ = sample(fields, points, cavity.origin, COARSE)
     deeper = gap + s * (thickness - gap) / thickness.clamp(min=1.0)
-    shift = (deeper - s).clamp(min=0)
-    return points - shift[:, None] * torch.stack(normal, -1)
+    for _ in range(3):  # the normal turns on the way: look again where one has come to
+        s, _, _, *normal = sample(fields, points, cavity.origin, COARSE)
+        points = points - (deeper - s).clamp(min=0)[:, None] * torch.stack(normal, -1)
+    return points
 
 
 def random_pneumothorax(area: float, generator: np.random.Generator) -> Pneumothorax:

@@ -37,6 +37,8 @@ from medimg_utils.physics.xray import (
 from medimg_utils.pneumothorax.collapse import Cavity, Pneumothorax, carry, collapse
 from medimg_utils.pneumothorax.phantom import COARSE, LEFT, RIGHT, SPACING, Bone, Chest
 
+#: Smallest area of a mask as a share of the image; SIIM-ACR's 5 % quantile is 0.0013.
+SMALLEST = 0.0008
 _LOW = 96  # rows of the small film on which masks are searched
 _RENDER = 512  # rows of the film on which volumes are projected
 
@@ -134,6 +136,7 @@ class Technique:
     sharpen: float
     sharpen_mm: float
     tone: tuple[float, float, float, float] = field(default=(0.01, 0.99, 1.0, 0.5))
+    drain_side: int | None = None  # 0 right, 1 left; any where None
 
 
 def random_technique(
@@ -286,10 +289,6 @@ def make_view(
         knot_mm=60.0,
         generator=bend,
     )
-    if tension is not None:
-        deformation = replace(
-            deformation, bend=_push_mediastinum(chest, deformation, tension)
-        )
     low, high = chest.lungs[:, 0].amin(0), chest.lungs[:, 1].amax(0)
     corners = deformation.push(torch.stack([low, high]))
     width = float(corners[1, 0] - corners[0, 0]) / technique.lungs_share
@@ -308,6 +307,10 @@ def make_view(
         width=width / shrink,
         height=width / shrink,
     )
+    if tension is not None:  # only now: the film stands where it stood
+        deformation = replace(
+            deformation, bend=_push_mediastinum(chest, deformation, tension)
+        )
     return View(chest, patient, technique, geometry, deformation, size)
 
 
@@ -323,7 +326,8 @@ def _breathe(chest: Chest, factor: float) -> Chest:
     ]
     soft = chest.soft.clone()
     scanned = soft[:, :, soft.shape[2] - fine.shape[2] :]  # abdomen was added below
-    scanned *= 1 + (factor - 1) * fine * (scanned < 0.5)
+    aerated = ((0.6 - scanned) / 0.2).clamp(0, 1)  # not vessels, not the chest wall
+    scanned *= 1 + (factor - 1) * fine * aerated
     return replace(chest, soft=soft)
 
 
@@ -352,7 +356,8 @@ def _push_mediastinum(chest: Chest, deformation: Deformation, side: int) -> Tens
 def fit_pneumothorax(view: View, wanted: Pneumothorax) -> tuple[Cavity, Tensor] | None:
     """Find the gap whose mask covers the wanted share of the film, by bisection.
 
-    Returns None where no gap of this shape reaches half of it.
+    Returns None where no gap of this shape reaches half of it, or the smallest area
+    that anybody would outline (:data:`SMALLEST`).
     """
     cavity = Cavity.of(
         view.chest,
@@ -369,10 +374,15 @@ def fit_pneumothorax(view: View, wanted: Pneumothorax) -> tuple[Cavity, Tensor] 
         else:
             high = middle
     g = cavity.width(pattern, high)
-    reached = float(_outline(view, cavity, g, _LOW).mean())
-    if reached < 0.5 * wanted.area:
+    reached = float(outline(view, (cavity, g)).float().mean())
+    if reached < max(0.5 * wanted.area, SMALLEST):
         return None
     return cavity, g
+
+
+def outline(view: View, gap: tuple[Cavity, Tensor]) -> Tensor:
+    """The pneumothorax as a reader would draw it, ``(size, size)`` bool."""
+    return _tidy(_resize(_outline(view, *gap, rows=256), view.size) > 0.5)
 
 
 def _outline(view: View, cavity: Cavity, g: Tensor, rows: int) -> Tensor:
@@ -487,14 +497,14 @@ def render(
     grey = _markers(view, grey)
     mask = torch.zeros(size, size, dtype=torch.bool)
     if gap is not None:
-        mask = _tidy(_resize(_outline(view, *gap, rows=256), size) > 0.5)
+        mask = outline(view, gap)
     devices = technique.devices
     layers = [(grey * 255).round().clamp(0, 255).byte(), mask, visible > 0.5]
     if view.patient.mirrored:
         layers = [layer.flip(1) for layer in layers]
         devices = tuple(d for d in devices if d != "marker")  # it would read backwards
-    pixels, outline, lungs = (layer.numpy() for layer in layers)
-    return Radiograph(pixels, outline, lungs, view.pixel_mm, devices)
+    pixels, drawn, lungs = (layer.numpy() for layer in layers)
+    return Radiograph(pixels, drawn, lungs, view.pixel_mm, devices)
 
 
 def _tidy(mask: Tensor) -> Tensor:
@@ -632,7 +642,7 @@ def _findings(view: View, visible: Tensor, aerated: Tensor) -> Tensor:
         outside = (x - edge) * at
         fold = torch.sigmoid(-outside / 0.8) * torch.exp(outside.clamp(max=0) / 35)
         reach = torch.sigmoid((z + 200) / 10) * torch.sigmoid((-20 - z) / 10)
-        path = path + (4 + 7 * u[3]) * fold * reach
+        path = path + (7 + 11 * u[3]) * fold * reach
     return path
 
 
@@ -728,6 +738,8 @@ def _devices(view: View) -> Tensor:
             continue
         side = 1.0 if u[0] < 0.5 else -1.0
         if device == "drain":
+            if view.technique.drain_side is not None:
+                side = 1.0 if view.technique.drain_side == RIGHT else -1.0
             entry = (side * (half + 45), -110 - 70 * u[1])
             bend = (side * half * (0.85 - 0.2 * u[2]), -80 - 40 * u[3])
             tip = (side * half * (0.3 + 0.35 * u[4]), -15 - 60 * u[5])

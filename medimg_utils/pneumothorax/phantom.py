@@ -33,7 +33,7 @@ SPACING = (1.25, 2.5, 1.25)
 #: Grid of the distance fields in mm.
 COARSE = 2.5
 #: Version of the prepared files: raise it when this module changes what it writes.
-VERSION = 1
+VERSION = 2
 RIGHT, LEFT = 0, 1
 #: Slices of abdomen added below the scan.
 _EXTRA = 48
@@ -210,7 +210,8 @@ def _prepare(name: str, data_dir: Path | None) -> dict[str, np.ndarray]:
         outside, return_distances=False, return_indices=True
     )
     side = lungs[tuple(nearest)] - 1
-    other = outside & ~mediastinum & ~diaphragm
+    # slivers in a fissure or at the hilum are no wall for air to gather at
+    other = _largest(outside & ~mediastinum & ~diaphragm)
     boxes = [np.argwhere(lungs == s + 1) for s in (RIGHT, LEFT)]
     below = -_EXTRA * SPACING[2]
     return {

@@ -22,7 +22,7 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from medimg_utils.pneumothorax.collapse import (
     random_pneumothorax,
 )
 from medimg_utils.pneumothorax.film import (
+    SMALLEST,
     Radiograph,
     Rates,
     View,
@@ -75,7 +76,7 @@ from medimg_utils.settings import Settings, get_settings
 #: 2,669 positive images of the SIIM-ACR table (counted from the public table).
 SIIM_AREAS = {0.05: 0.0013, 0.25: 0.0039, 0.5: 0.0082, 0.75: 0.0175, 0.95: 0.0437}
 #: Version of the simulation: another version gives other pictures for the same seed.
-VERSION = 2
+VERSION = 3
 #: Share of the films of a patient with pneumothorax that show it; the others are from
 #: before or after.
 _SHOWN = 0.85
@@ -131,10 +132,10 @@ class Simulation:
 def random_area(generator: np.random.Generator) -> float:
     """A mask area as a share of the image, distributed as in SIIM-ACR.
 
-    Log-linear between the quantiles; the ends reach from 0.05 % to 8 %.
+    Log-linear between the quantiles; the ends reach from 0.08 % to 8 %.
     """
     levels = [0.0, *SIIM_AREAS, 1.0]
-    areas = [0.0005, *SIIM_AREAS.values(), 0.08]
+    areas = [SMALLEST, *SIIM_AREAS.values(), 0.08]
     return float(np.exp(np.interp(generator.random(), levels, np.log(areas))))
 
 
@@ -437,10 +438,14 @@ def _simulate_patient(
         name = f"{index}-{film}"
         row = _write_film(plan, out, index, film, name, view, picture, fields)
         if positive and plan.pairs:
-            twin = render(view, girdle, None)
+            # the technique of the film, and no mediastinum pushed aside
+            without = make_view(chest, patient, view.technique, plan.size)
+            twin = render(without, girdle, None)
             fields = {"side": "", "kind": "", "pair": row["ImageId"]}
             rows.append(
-                _write_film(plan, out, index, film, f"{name}-twin", view, twin, fields)
+                _write_film(
+                    plan, out, index, film, f"{name}-twin", without, twin, fields
+                )
             )
             row["pair"] = rows[-1]["ImageId"]
         rows.append(row)
@@ -456,7 +461,8 @@ def _collapse_somehow(
         for _ in range(6):
             wanted = random_pneumothorax(area, generator)
             side = wanted.side if wanted.kind == "tension" else None
-            posed = make_view(view.chest, view.patient, view.technique, view.size, side)
+            technique = replace(view.technique, drain_side=wanted.side)
+            posed = make_view(view.chest, view.patient, technique, view.size, side)
             gap = fit_pneumothorax(posed, wanted)
             if gap is not None:
                 return posed, gap, wanted
