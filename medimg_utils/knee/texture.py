@@ -202,4 +202,4 @@ def _stitch(patches: Array, generator: np.random.Generator, flip: bool) -> Array
                 if flip and generator.random() < 0.5:
                     patch = patch[::-1]
                 plate[where] += window * (patch - patch.mean())
-    return plates / np.sqrt(power)
+    return (plates / np.sqrt(power)).astype(np.float32)
