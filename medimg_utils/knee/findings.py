@@ -62,7 +62,7 @@ MATERIALS: dict[int, Material] = {
     Code.FASCIA: _material(tendon=0.65, muscle=0.15, subcutaneous_fat=0.15),
     Code.MUSCLE: _material("muscle", muscle=1.0),
     Code.CORTEX: _material(cortical_bone=0.9, marrow=0.06),
-    Code.SCAR: _material("marrow", marrow=0.6, cortical_bone=0.3, marrow_oedema=0.04),
+    Code.SCAR: _material("marrow", marrow=0.72, cortical_bone=0.2, marrow_oedema=0.04),
     Code.FEMUR: _material("marrow", marrow=0.97, marrow_oedema=0.03),
     Code.TIBIA: _material("marrow", marrow=0.97, marrow_oedema=0.03),
     Code.PATELLA: _material("marrow", marrow=0.97, marrow_oedema=0.03),
@@ -290,7 +290,7 @@ def _fill_with_fluid(
     canvas: Canvas, effusion: Finding | None, generator: np.random.Generator
 ) -> None:
     """Fluid up to a level in each space of the joint; every knee has some."""
-    healthy = generator.uniform(0.05, 0.27)
+    healthy = generator.uniform(0.04, 0.26)
     level = 0.0 if effusion is None else 0.36 + 0.62 * effusion.grade
     # fluid does not spread evenly: most of it lies above and beside the patella
     share = dict(zip(SPACES, (1.0, 0.85, 0.7, 0.75, 0.8), strict=True))

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -146,8 +145,8 @@ def random_scanner(generator: np.random.Generator) -> Scanner:
     }
     return Scanner(
         field=field,
-        noise=float(generator.uniform(0.03, 0.09) * (1.0 if field == 3.0 else 1.35)),
-        fat_suppression=float(generator.uniform(0.86, 0.97)),
+        noise=float(generator.uniform(0.02, 0.06) * (1.0 if field == 3.0 else 1.35)),
+        fat_suppression=float(generator.uniform(0.92, 0.985)),
         coils=coils,
         correction=float(generator.uniform(0.5, 0.95)),
         relaxation=relaxation,  # type: ignore[arg-type]
@@ -450,10 +449,10 @@ def _failure(
     low = torch.linspace(-1, 1, SIZE)
     left = 1 - scanner.fat_suppression
     rate = generator.random()
-    strength = float(generator.uniform(0.02, 0.1))
-    if rate < 0.25:
+    strength = float(generator.uniform(0.01, 0.05))
+    if rate < 0.2:
         accidents.append("fat suppression")
-        strength = float(generator.uniform(0.2, 0.6))
+        strength = float(generator.uniform(0.08, 0.35))
     edge = generator.choice([-1.0, 1.0])
     rows, columns = low[:, None] * edge, low[None, :]
     off = ((rows - 0.55) / 0.45).clamp(min=0) ** 2 + 0.5 * columns.abs() ** 4
@@ -548,12 +547,3 @@ def to_grey(
     known = np.maximum.accumulate(np.asarray(source) + 1e-9 * np.arange(len(source)))
     grey = np.interp(image.numpy(), known, target)
     return np.clip(np.round(grey), 0, 255).astype(np.uint8)
-
-
-def describe(series: Series) -> dict[str, Any]:
-    """What the truth file says of a series."""
-    return {
-        "slices": len(series.volume),
-        "spacing": [round(v, 4) for v in series.spacing],
-        "accidents": list(series.accidents),
-    }

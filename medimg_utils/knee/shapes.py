@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage as ndi
 from scipy.interpolate import CubicSpline, PchipInterpolator
@@ -172,8 +174,8 @@ def tube(
     margin: voxels up to so many mm outside are computed.
     """
     count = len(curve.points)
-    a = _spread(wide, count)
-    b = a if thin is None else _spread(thin, count)
+    a = spread(wide, count)
+    b = a if thin is None else spread(thin, count)
     reach = float(max(a.max(), b.max())) + margin
     box = grid.box(curve.points.min(0) - reach, curve.points.max(0) + reach)
     part = grid.part(box)
@@ -215,13 +217,13 @@ def _nearest(where: Array, points: NDArray[np.float64]) -> NDArray[np.intp]:
     return index
 
 
-def _spread(values: ArrayLike, count: int) -> NDArray[np.float64]:
+def spread(values: ArrayLike, count: int) -> NDArray[np.float64]:
+    """One number, or a few spread evenly, for each of ``count`` points."""
     values = np.atleast_1d(np.asarray(values, float))
-    return np.interp(
-        np.linspace(0, 1, count),
-        np.linspace(0, 1, max(len(values), 2)),
-        values if len(values) > 1 else np.repeat(values, 2),
-    )
+    if len(values) == 1:
+        return np.full(count, values[0])
+    places = np.linspace(0, len(values) - 1, count)
+    return np.interp(places, np.arange(len(values)), values)
 
 
 @dataclass(frozen=True)
@@ -279,15 +281,12 @@ def rough(
     extent = (np.array(grid.shape) - 1) * grid.spacing
     coarse = np.maximum(np.ceil(extent / step).astype(int) + 1, 2)
     noise = generator.standard_normal(tuple(coarse + 8), dtype=np.float32)
-    noise = ndi.gaussian_filter(noise, 1.0, mode="wrap", truncate=3.0)
-    noise = noise[4:-4, 4:-4, 4:-4]
-    for axis in range(3):
-        place = np.linspace(0, coarse[axis] - 1, grid.shape[axis])
-        low = np.minimum(place.astype(int), coarse[axis] - 2)
-        share = (place - low).astype(np.float32)
-        # quadratic interpolation would cost more than the creases it takes away
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        share = share.reshape(shape)
-        noise = (1 - share) * noise.take(low, axis) + share * noise.take(low + 1, axis)
-    return noise / max(float(noise.std()), 1e-6)
+    noise = ndi.gaussian_filter(noise, 1.0, mode="wrap", truncate=3.0)[4:-4, 4:-4, 4:-4]
+    noise /= max(float(noise.std()), 1e-6)
+    fine = F.interpolate(
+        torch.from_numpy(np.ascontiguousarray(noise))[None, None],
+        size=grid.shape,
+        mode="trilinear",
+        align_corners=True,
+    )
+    return fine[0, 0].numpy()

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
 from scipy.interpolate import PchipInterpolator
@@ -25,12 +27,13 @@ from medimg_utils.knee.shapes import (
     ramp,
     rough,
     signed_distance,
+    spread,
     tube,
 )
 from medimg_utils.knee.voxels import COARSE, GRID, SPACES, Code
 
-#: Soft tissue comes in these builds: share of fat, bulk of muscle, seed of the rest.
-HABITUS = {"lean": (0.6, 1.27, 1), "average": (1.0, 1.22, 2), "heavy": (1.6, 1.15, 3)}
+#: Soft tissue comes in these builds: share of fat, bulk of muscle in mm, seed of the rest.
+HABITUS = {"lean": (0.55, 4.5, 1), "average": (0.85, 4.0, 2), "heavy": (1.4, 3.2, 3)}
 
 #: Limb: z, half-width and back in mm; its front follows the patella and the tibia.
 _LIMB = (
@@ -223,7 +226,7 @@ def build(hard: HardTissue, habitus: str) -> dict[str, NDArray]:
     fill = _joint_spaces(codes, hard, marks, generator)
     _tendons(codes, hard, marks)
     _bones(codes, hard, generator)
-    fill[~np.isin(codes, SPACES)] = 0
+    fill[~_is(codes, *SPACES)] = 0
     arrays: dict[str, NDArray] = {"codes": codes, "fill": fill}
     for side, meniscus in hard.menisci.items():
         for field, value in vars(meniscus).items():
@@ -278,17 +281,12 @@ def _points(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _refine(field: Array) -> Array:
-    """A field of the coarse grid on :data:`GRID`, by linear interpolation."""
-    for axis in range(3):
-        after = np.concatenate(
-            [field.take(range(1, field.shape[axis]), axis), field.take([-1], axis)],
-            axis,
-        )
-        middle = (field + after) / 2
-        field = np.stack([field, middle], axis=axis + 1).reshape(
-            [n * 2 if i == axis else n for i, n in enumerate(field.shape)]
-        )
-    return field
+    """A field of the coarse grid on the fine one, by linear interpolation."""
+    coarse = torch.from_numpy(np.ascontiguousarray(field, np.float32))
+    padded = F.pad(coarse[None, None], (0, 1, 0, 1, 0, 1), mode="replicate")
+    size = [2 * n + 1 for n in field.shape]
+    fine = F.interpolate(padded, size=size, mode="trilinear", align_corners=True)
+    return fine[0, 0, :-1, :-1, :-1].numpy()
 
 
 def _front(marks: dict[str, NDArray]) -> PchipInterpolator:
@@ -400,7 +398,7 @@ def _muscles(
     second = np.full(grid.shape, 30.0, np.float32)
     for table in _MUSCLES.values():
         shift = generator.normal(0, 1.2, 2)
-        size = bulk * generator.normal(1, 0.05)
+        size = 1.2 * generator.normal(1, 0.05)
         rows = tuple(
             (
                 z,
@@ -417,7 +415,7 @@ def _muscles(
         nearer = distance < a
         b[...] = np.where(nearer, a, np.minimum(b, distance))
         a[...] = np.where(nearer, distance, a)
-    wobble = 1.1 * rough(grid, 12.0, generator)
+    wobble = 1.1 * rough(grid, 12.0, generator) - bulk
     return first + wobble, second + wobble
 
 
@@ -442,9 +440,22 @@ def _paint(
     code: int,
     direction: tuple[float, float, float] = (1.0, 0.0, 0.0),
 ) -> None:
-    shape = tube(GRID, curve, wide, thin, direction, margin=0.5)
-    inside = (shape.distance < 0) & (codes[shape.box] != Code.AIR)
-    codes[shape.box][inside] = code
+    """Paint a tube, piece by piece: the boxes of short pieces hold little but the tube."""
+    count = len(curve.points)
+    first = spread(wide, count)
+    second = first if thin is None else spread(thin, count)
+    for start in range(0, count - 1, 12):
+        piece = slice(start, start + 13)
+        part = Curve(curve.points[piece], curve.tangents[piece])
+        if len(part.points) < 2:
+            continue
+        shape = tube(GRID, part, first[piece], second[piece], direction, margin=0.5)
+        inside = (shape.distance < 0) & (codes[shape.box] != Code.AIR)
+        codes[shape.box][inside] = code
+
+
+#: The box in mm that holds the joint and all that its fluid can reach.
+_JOINT = ((-62.0, -45.0, -28.0), (62.0, 75.0, 96.0))
 
 
 def _joint_spaces(
@@ -454,113 +465,113 @@ def _joint_spaces(
     generator: np.random.Generator,
 ) -> NDArray[np.uint8]:
     """Capsule, notch, and the spaces of the joint with the order in which they fill."""
-    grid = COARSE
+    box = COARSE.box(*_JOINT)
+    grid = COARSE.part(box)
+    fine_box = tuple(slice(2 * part.start, 2 * part.stop) for part in box)
+    fine_grid = GRID.part(fine_box)
     x, y, z = (
         a / s for a, s in zip(grid.axes(), (hard.width, hard.depth, 1.0), strict=True)
     )
+    cover = hard.cover[box]
     level = (z > -9) & (z < 42)
-    near = (hard.cover < 0) & level
-    envelope = closing(near, 9.0, grid.spacing) & level
+    envelope = closing((cover < 0) & level, 9.0, grid.spacing) & level
     capsule = signed_distance(envelope, grid.spacing)
-    femur = signed_distance(
-        (hard.masks["femur"] | hard.masks["femoral cartilage"])[::2, ::2, ::2],
-        grid.spacing,
+    space, fill = _spaces(hard, marks, box, envelope, generator)
+    pad = (y > 12) & (z > -26) & (z < marks["patella-pole"][2] + 12) & (np.abs(x) < 34)
+    pad = (pad & (cover < 26)).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    inner = codes[fine_box]  # a view: changed in place
+    free = _is(inner, Code.DEEP_FAT, Code.STRAND, Code.MUSCLE, Code.FASCIA)
+    # Hoffa's fat pad: in front of the joint, behind the patellar tendon
+    inner[_is(inner, Code.DEEP_FAT, Code.STRAND) & pad] = Code.HOFFA
+    lobules = _web(fine_grid, 6.0, 0.06, generator, (1.3, 1.0, 1.0))
+    inner[(inner == Code.HOFFA) & lobules] = Code.STRAND
+    inner[(np.abs(_refine(capsule) - 0.8) < 0.6) & free & ~pad] = Code.CAPSULE
+    space = space.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    soft = (free | _is(inner, Code.HOFFA, Code.CAPSULE)) & (inner != Code.MUSCLE)
+    for code in SPACES:
+        allowed = inner != Code.AIR if code in (Code.NOTCH, Code.GAP) else soft
+        inner[(space == code) & allowed] = code
+    order = _refine(np.clip(fill, 0.01, 1)) + 0.05 * rough(fine_grid, 3.0, generator)
+    out = np.zeros(GRID.shape, np.uint8)
+    out[fine_box] = np.clip(np.round(order * 255), 1, 255).astype(np.uint8)
+    return out
+
+
+def _is(codes: NDArray[np.uint8], *wanted: int) -> NDArray[np.bool_]:
+    """Where the code is one of some."""
+    table = np.zeros(256, bool)
+    table[list(wanted)] = True
+    return table[codes]
+
+
+def _spaces(
+    hard: HardTissue,
+    marks: dict[str, NDArray],
+    box: tuple[slice, slice, slice],
+    envelope: NDArray[np.bool_],
+    generator: np.random.Generator,
+) -> tuple[NDArray[np.uint8], Array]:
+    """Code of the space at each coarse voxel, and when it fills: 0 first, 1 last."""
+    grid = COARSE.part(box)
+    x, y, z = (
+        a / s for a, s in zip(grid.axes(), (hard.width, hard.depth, 1.0), strict=True)
     )
+
+    def distance(*names: str) -> Array:
+        mask = np.zeros(grid.shape, bool)
+        for name in names:
+            mask |= hard.masks[name][::2, ::2, ::2][box]
+        return signed_distance(mask, grid.spacing)
+
+    femur = distance("femur", "femoral cartilage")
+    tibia = distance("tibia", "medial tibial cartilage", "lateral tibial cartilage")
+    patella = distance("patella", "patellar cartilage")
     noise = rough(grid, 14.0, generator)
     fine = rough(grid, 5.0, generator)
     space = np.zeros(grid.shape, np.uint8)
-    fill = np.zeros(grid.shape, np.float32)
+    fill = np.ones(grid.shape, np.float32)
 
     def add(code: Code, where: NDArray[np.bool_], order: Array) -> None:
         new = where & (space == 0)
         space[new] = code
         fill[new] = np.broadcast_to(order, grid.shape)[new]
 
-    # in the envelope: between femur and tibia, between the condyles
-    tibia = signed_distance(
-        (
-            hard.masks["tibia"]
-            | hard.masks["medial tibial cartilage"]
-            | hard.masks["lateral tibial cartilage"]
-        )[::2, ::2, ::2],
-        grid.spacing,
-    )
-    patella = signed_distance(
-        (hard.masks["patella"] | hard.masks["patellar cartilage"])[::2, ::2, ::2],
-        grid.spacing,
-    )
+    # in the envelope: between the bones, between the condyles
     narrow = (femur + np.minimum(tibia, patella) < 6.0) & envelope
-    add(Code.GAP, narrow, 0.30 + 0.22 * fine)
+    add(Code.GAP, narrow, 0.36 + 0.22 * fine)
     notch = envelope & (np.abs(x + 1) < 15) & (z > -8) & (z < 34) & (y < 12)
     add(Code.NOTCH, notch, 0.46 + 0.16 * noise + 0.2 * fine - 0.012 * (y + 10))
     # behind the condyles
     recess = (femur < 5) & (y < -8) & (z > 0) & (z < 40) & (np.abs(np.abs(x) - 20) < 17)
     border = ramp(np.abs(z - 19), 10, 20) + ramp(np.abs(np.abs(x) - 20), 9, 16)
-    add(Code.RECESS, recess, 0.30 + femur / 6 + 0.3 * noise + 0.6 * border)
+    add(Code.RECESS, recess, 0.42 + femur / 7 + 0.3 * noise + 0.6 * border)
     # beside the condyles, under the retinacula
     beside = (np.abs(x) > 14) & (femur < 6.5) & (y > 4) & (z > 6) & (z < 54)
     border = ramp(-y, -16, -5) + ramp(np.abs(z - 30), 12, 24)
-    add(
-        Code.GUTTER,
-        beside,
-        0.28 + femur / 8 + 0.3 * noise + 0.6 * border - 0.15 * ramp(y, 15, 35),
-    )
-    # between quadriceps tendon and femur
+    order = 0.28 + femur / 8 + 0.3 * noise + 0.6 * border - 0.15 * ramp(y, 15, 35)
+    add(Code.GUTTER, beside, order)
+    # between quadriceps tendon and femur: a flat pouch, fullest in its middle
     base = marks["patella-base"]
     bottom, top = base[2] - 6, min(base[2] + 42, 93.0)
-    tendon = base[1] + 0.02 * (z * 1.0 - base[2])
-    shaft = femur_front(hard, grid)
-    middle = (tendon - 4.5 + shaft + 4.0) / 2
-    half = np.maximum((tendon - 4.0 - shaft - 2.5) / 2, 0.8)
-    off = np.abs(grid.axes()[1] - middle) / half
+    tendon = base[1] + 0.02 * (z - base[2]) - 4.0
+    shaft = femur_front(hard, box) + 2.5
+    half = np.maximum((tendon - shaft) / 2, 0.8)
+    off = np.abs(grid.axes()[1] - (tendon + shaft) / 2) / half
     side = np.abs(x - 3) / (27 - 9 * ramp(z, bottom + 10, top))
     rise = np.abs(z - (bottom + top) / 2) / ((top - bottom) / 2)
-    reach = np.maximum(side, rise) + 0.0 * y
+    reach = np.maximum(side, rise)
     pouch = (off < 1) & (reach < 1) & (femur > 1.5)
-    add(
-        Code.POUCH,
-        pouch,
-        np.maximum(
-            0.12 + 0.8 * off + 0.12 * noise, 0.15 + 0.85 * reach**3 + 0.1 * noise
-        )
-        + 0.15 * np.where(side > 0.55, -1, 0) * (1 - off),
-    )
-    # Hoffa's fat pad: in front of the joint, behind the patellar tendon
-    pad = (y > 12) & (z > -26) & (z < marks["patella-pole"][2] + 12) & (np.abs(x) < 34)
-    pad &= hard.cover < 26
-    fine_space = space.repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    smooth = _refine(capsule)
-    free = np.isin(codes, (Code.DEEP_FAT, Code.STRAND, Code.MUSCLE, Code.FASCIA))
-    soft = np.isin(codes, (Code.DEEP_FAT, Code.STRAND))
-    fine_pad = pad.repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    codes[soft & fine_pad] = Code.HOFFA
-    lobules = _web(GRID, 6.0, 0.06, generator, (1.3, 1.0, 1.0))
-    codes[(codes == Code.HOFFA) & lobules] = Code.STRAND
-    line = (np.abs(smooth - 0.8) < 0.6) & free & ~fine_pad
-    codes[line] = Code.CAPSULE
-    for code in SPACES:
-        allowed = free | (codes == Code.HOFFA) | (codes == Code.CAPSULE)
-        if code in (Code.POUCH, Code.GUTTER):
-            allowed &= codes != Code.MUSCLE
-        if code in (Code.NOTCH, Code.GAP):
-            allowed = codes != Code.AIR
-        codes[(fine_space == code) & allowed] = code
-    inside_pouch = (fine_space == Code.POUCH) & (codes == Code.POUCH)
-    del fine_space, smooth
-    order = _refine(np.clip(fill, 0.01, 1))
-    order = order + 0.05 * rough(GRID, 3.0, generator)
-    out = np.clip(np.round(order * 255), 1, 255).astype(np.uint8)
-    del inside_pouch
-    return out
+    order = np.maximum(0.12 + 0.8 * off, 0.15 + 0.85 * reach**3) + 0.12 * noise
+    add(Code.POUCH, pouch, order)
+    return space, fill
 
 
-def femur_front(hard: HardTissue, grid: Grid) -> Array:
-    """y of the front of the femur in mm for each (x, z), shaped to broadcast."""
-    femur = hard.masks["femur"][::2, ::2, ::2]
-    y = grid.axis(1)
-    front = np.where(
-        femur.any(1), y[femur.shape[1] - 1 - femur[:, ::-1].argmax(1)], np.nan
-    )
+def femur_front(hard: HardTissue, box: tuple[slice, slice, slice]) -> Array:
+    """y of the front of the femur in mm for each coarse (x, z), shaped to broadcast."""
+    femur = hard.masks["femur"][::2, ::2, ::2][box]
+    y = COARSE.part(box).axis(1)
+    last = femur.shape[1] - 1 - femur[:, ::-1].argmax(1)
+    front = np.where(femur.any(1), y[last], np.nan)
     # beside the shaft the level of its flank goes on
     for k in range(front.shape[1]):
         known = np.flatnonzero(~np.isnan(front[:, k]))
@@ -600,7 +611,7 @@ def _tendons(
         np.array([over[0], front + 0.6, over[2]]),
         _by(base, 0, 4.0, -2),
     ]
-    _paint(codes, Curve.through(prepatellar), 0.8 * half, 1.0, Code.TENDON)
+    _paint(codes, Curve.through(prepatellar), 0.8 * half, 0.7, Code.TENDON)
     quadriceps = [
         _by(base, 0, 3, -5),
         _by(base, 0, 1, 2),
@@ -703,6 +714,7 @@ def _bones(
 ) -> None:
     """Cortex and marrow, cartilage in two layers, menisci."""
     z = GRID.axes()[2]
+    uneven = 1 + 0.3 * _refine(rough(COARSE, 5.0, generator))
     thick = 0.75 + 2.4 * ramp(np.abs(z - 6), 38, 90)
     for name, code in (
         ("femur", Code.FEMUR),
@@ -712,15 +724,15 @@ def _bones(
     ):
         mask = hard.masks[name]
         codes[mask] = code
-        thin = thick if name in ("femur", "tibia") else np.minimum(thick, 1.3)
-        codes[mask & (hard.distance > -thin)] = Code.CORTEX
+        thin = thick if name in ("femur", "tibia") else np.minimum(thick, 1.2)
+        codes[mask & (hard.distance > -thin * uneven)] = Code.CORTEX
     # closed growth plates
     wave = 1.5 * rough(COARSE, 12.0, generator)
     x, y, zc = COARSE.axes()
     femoral = zc - 27 - 2.5 * np.cos(x / 14) + 0.05 * y + wave
     tibial = zc + 15 + 1.5 * np.cos(x / 16) + wave
     for field, code in ((femoral, Code.FEMUR), (tibial, Code.TIBIA)):
-        thin = np.abs(_refine(field)) < 0.45
+        thin = np.abs(_refine(field)) < 0.4 * uneven - 0.1
         codes[thin & (codes == code)] = Code.SCAR
     for key, code in (
         ("femoral cartilage", Code.FEMORAL_CARTILAGE),
