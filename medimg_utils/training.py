@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ def epoch_batches(
     epoch: int,
     labels: ArrayLike | None = None,
     positive_share: float | None = None,
+    groups: Sequence[Any] | None = None,
+    matched: float = 0.0,
 ) -> list[list[tuple[int, int]]]:
     """Which images make up each batch of an epoch, as (epoch, index) pairs.
 
@@ -78,8 +80,18 @@ def epoch_batches(
         positive_share: share of positives among the n draws of an epoch. The rarer
             class is repeated, the other one takes turns from epoch to epoch. None takes
             each image once.
+        groups: (n,) the patient of each image; needed with `matched`.
+        matched: share of the positives that are followed, in their batch, by a negative
+            of the same group, where there is one; the other positives are followed by a
+            negative of any group. Half of the draws are positive then.
     """
     random = np.random.default_rng(stable_seed(seed, epoch))
+    if matched:
+        order = _matched_order(n, random, np.asarray(labels, bool), groups, matched)
+        return [
+            [(epoch, int(index)) for index in order[start : start + batch_size]]
+            for start in range(0, n, batch_size)
+        ]
     if positive_share is None:
         order = random.permutation(n)
     else:
@@ -101,6 +113,31 @@ def epoch_batches(
         [(epoch, int(index)) for index in order[start : start + batch_size]]
         for start in range(0, n, batch_size)
     ]
+
+
+def _matched_order(
+    n: int,
+    random: np.random.Generator,
+    labels: NDArray[np.bool_],
+    groups: Sequence[Any] | None,
+    matched: float,
+) -> list[int]:
+    """Positive, negative, positive, negative ...; see `epoch_batches`."""
+    positives, negatives = np.flatnonzero(labels), np.flatnonzero(~labels)
+    if groups is None or not positives.size or not negatives.size:
+        raise InputError(
+            f"matching needs the groups, and images of both classes, but there are "
+            f"{positives.size} positives and {negatives.size} negatives."
+        )
+    partners: dict[Any, list[int]] = {}
+    for index in negatives:
+        partners.setdefault(groups[index], []).append(int(index))
+    rounds = math.ceil(n / 2 / positives.size)
+    order: list[int] = []
+    for index in np.concatenate([random.permutation(positives) for _ in range(rounds)]):
+        same = partners.get(groups[index]) if random.random() < matched else None
+        order += [int(index), int(random.choice(same or negatives))]
+    return order[:n]
 
 
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
@@ -218,6 +255,8 @@ def fit(
     seed: int = 0,
     labels: ArrayLike | None = None,
     positive_share: float | None = None,
+    groups: Sequence[Any] | None = None,
+    matched: float = 0.0,
     extra: Mapping[str, Tensor] | None = None,
     resume: bool = False,
     accelerator: str = "auto",
@@ -255,6 +294,8 @@ def fit(
         seed: of order, augmentation and dropout; initial weights are the caller's.
         labels: see `epoch_batches`.
         positive_share: see `epoch_batches`.
+        groups: see `epoch_batches`.
+        matched: see `epoch_batches`.
         extra: more tensors to keep beside the best weights.
         resume: go on from `last.safetensors` where there is one. Without it a folder
             that already holds a run is refused.
@@ -326,6 +367,8 @@ def fit(
                 epoch=epoch,
                 labels=labels,
                 positive_share=positive_share,
+                groups=groups,
+                matched=matched,
             )
             done = (
                 state["step"] - epoch * per_epoch

@@ -384,8 +384,10 @@ class Radiographs(Dataset):
     """Radiographs ready for the network, decoded once and kept as 8-bit squares.
 
     An index is a number, or a pair (epoch, number) as the training loop gives it. With
-    `augment`, the pair and the seed decide every random choice, so the same pair gives
-    the same picture on any machine, in any order and with any number of workers.
+    `augment`, the epoch, the patient and the seed decide every random choice, so the same
+    pair gives the same picture on any machine, in any order and with any number of
+    workers, and two radiographs of one patient are augmented alike within an epoch: what
+    differs between them stays what differed in the patient.
 
     Args:
         records: what `read_release` gives.
@@ -417,6 +419,9 @@ class Radiographs(Dataset):
         self.records = list(records)
         self.augment = augment
         self.seed = seed
+        known = {record.patient: None for record in self.records}
+        number = {patient: k for k, patient in enumerate(known)}
+        self.patients = [number[record.patient] for record in self.records]
         self.squares = _squares(self.records, size, cache, progress)
 
     def __len__(self) -> int:
@@ -436,7 +441,7 @@ class Radiographs(Dataset):
         if self.augment is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(
-                    stable_seed(self.seed, epoch, index)
+                    stable_seed(self.seed, epoch, self.patients[index])
                 )
                 image, mask = self.augment(image, mask)
         record = self.records[index]

@@ -147,14 +147,18 @@ def segmentation_loss(
     annotated: Tensor,
     *,
     image_weight: float = 0.5,
+    pixel_weight: float = 1.0,
+    positive_weight: float = 1.0,
     smallest: float = 0.0,
 ) -> Tensor:
     r"""Pixel-wise cross-entropy + Dice of positives + cross-entropy of the image score.
 
-    $$L = \mathrm{BCE}_\text{pixels} + \Big(1 - \frac{2\sum p\,y}{\sum p + \sum y}\Big)
+    $$L = v\,\mathrm{BCE}_\text{pixels}
+          + \Big(1 - \frac{2\sum p\,y}{\sum p + \sum y}\Big)
           + w\,\mathrm{BCE}_\text{image}$$
 
-    - The cross-entropy is calibrated but ruled by the 99 % of background.
+    - The cross-entropy is calibrated but ruled by the 99 % of background; a weight of
+      positive pixels above 1 gives calibration up for a louder gradient.
     - Dice is blind to background and weighs small and large findings alike. It is taken
       per image and of positives only: without foreground it is 1 whatever the network
       does.
@@ -167,6 +171,8 @@ def segmentation_loss(
         label: (B,) 0 or 1 of the whole image.
         annotated: (B,) bool; False where a positive has no mask.
         image_weight: w.
+        pixel_weight: v.
+        positive_weight: of positive pixels in the cross-entropy of pixels.
         smallest: curriculum. Positives with a mask area (share of the image) below this
             count proportionally less in the Dice and image terms.
 
@@ -175,10 +181,10 @@ def segmentation_loss(
     """
     logits, mask, label = logits.float(), mask.float(), label.float()
     with_mask = annotated.float()
-    pixels = F.binary_cross_entropy_with_logits(logits, mask, reduction="none").mean(
-        (1, 2, 3)
-    )
-    loss = (pixels * with_mask).sum() / with_mask.sum().clamp(min=1)
+    pixels = F.binary_cross_entropy_with_logits(
+        logits, mask, reduction="none", pos_weight=logits.new_tensor(positive_weight)
+    ).mean((1, 2, 3))
+    loss = pixel_weight * (pixels * with_mask).sum() / with_mask.sum().clamp(min=1)
 
     probability = logits.sigmoid()
     area = mask.mean((1, 2, 3))

@@ -61,6 +61,39 @@ def test_a_share_of_an_absent_class_is_refused():
         epoch_batches(4, 2, seed=0, epoch=0, labels=[0] * 4, positive_share=0.5)
 
 
+@pytest.mark.parametrize("matched", [0.5, 1.0])
+def test_matched_negatives_are_of_the_same_patient(matched):
+    groups = [f"patient {k // 3}" for k in range(300)]
+    labels = np.array([k % 3 == 0 and k < 240 for k in range(300)])  # 20 have none
+    pairs = [
+        (batch[k][1], batch[k + 1][1])
+        for epoch in range(8)
+        for batch in epoch_batches(
+            300, 10, seed=1, epoch=epoch, labels=labels, groups=groups, matched=matched
+        )
+        for k in range(0, len(batch), 2)
+    ]
+    first, second = np.array(pairs).T
+    assert labels[first].all()
+    assert not labels[second].any()
+    same = np.mean([groups[a] == groups[b] for a, b in pairs])
+    assert same == pytest.approx(matched, abs=0.05)
+    assert np.ptp(np.bincount(first, minlength=300)[labels]) <= 8  # one an epoch
+
+
+def test_a_positive_without_a_negative_of_its_patient_gets_another():
+    batches = epoch_batches(
+        4, 2, seed=0, epoch=0, labels=[1, 1, 0, 0], groups="aabb", matched=1.0
+    )
+    assert all({a[1] < 2, b[1] < 2} == {True, False} for a, b in batches)
+
+
+@pytest.mark.parametrize(("labels", "groups"), [([1, 1], "ab"), ([0, 1], None)])
+def test_matching_without_a_partner_is_refused(labels, groups):
+    with pytest.raises(InputError, match="matching needs"):
+        epoch_batches(2, 2, seed=0, epoch=0, labels=labels, groups=groups, matched=1.0)
+
+
 def test_learning_rate_rises_and_falls():
     rates = [learning_rate_at(step, 200, 1.0) for step in range(200)]
     peak = int(np.argmax(rates))

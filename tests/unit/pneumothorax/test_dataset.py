@@ -1,4 +1,5 @@
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,8 +216,11 @@ def test_items_fit_the_network(release):
         assert share == pytest.approx(record.mask((128, 128)).mean(), rel=0.02)
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_alone(release):
-    records = read_siim(release)[:4]
+def test_augmentation_depends_on_seed_epoch_and_patient_alone(release):
+    records = [
+        replace(record, patient=str(k))
+        for k, record in enumerate(read_siim(release)[:4])
+    ]
     data = Radiographs(records, size=64, augment=Augment(48), seed=1)
     first = data[(0, 2)]["image"]
     torch.rand(7)  # what happens outside does not matter
@@ -224,6 +228,14 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(release):
     other = Radiographs(records, size=64, augment=Augment(48), seed=2)
     for changed in (data[(1, 2)], data[(0, 3)], other[(0, 2)]):
         assert not torch.equal(changed["image"], first)
+
+
+def test_radiographs_of_one_patient_are_augmented_alike(release):
+    first, second = read_siim(release)[:2]
+    second = replace(second, path=first.path, rle=first.rle, patient=first.patient)
+    data = Radiographs([first, second], size=64, augment=Augment(48), seed=1)
+    for part in ("image", "mask"):
+        assert torch.equal(data[(3, 0)][part], data[(3, 1)][part])
 
 
 def test_the_cache_gives_the_same_and_notices_changes(tmp_path, release):

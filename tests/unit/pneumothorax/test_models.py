@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -162,6 +163,18 @@ def test_the_loss_by_hand():
     assert float(segmentation_loss(logits, mask, label, annotated)) == pytest.approx(
         float(expected)
     )
+
+
+def test_the_weights_of_the_pixels_by_hand():
+    mask, label, annotated = _case()
+    logits = torch.zeros(1, 1, 16, 16)
+    plain, weighted = (
+        segmentation_loss(logits, mask, label, annotated, image_weight=0, **weights)
+        for weights in ({}, {"pixel_weight": 3.0, "positive_weight": 9.0})
+    )
+    # each pixel costs log 2; the 16 positive ones of 256 cost it nine times
+    expected = np.log(2) * (3 * (240 + 9 * 16) / 256 - 1)
+    assert float(weighted - plain) == pytest.approx(expected, rel=1e-5)
 
 
 def test_dice_of_negatives_does_not_count():
