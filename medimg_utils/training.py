@@ -86,13 +86,10 @@ def epoch_batches(
             negative of any group. Half of the draws are positive then.
     """
     random = np.random.default_rng(stable_seed(seed, epoch))
+    order: ArrayLike
     if matched:
         order = _matched_order(n, random, np.asarray(labels, bool), groups, matched)
-        return [
-            [(epoch, int(index)) for index in order[start : start + batch_size]]
-            for start in range(0, n, batch_size)
-        ]
-    if positive_share is None:
+    elif positive_share is None:
         order = random.permutation(n)
     else:
         classes = np.asarray(labels).astype(bool)
@@ -109,8 +106,9 @@ def epoch_batches(
             turns = [random.permutation(members) for _ in range(rounds)]
             chosen.append(np.concatenate([members[:0], *turns])[:count])
         order = random.permutation(np.concatenate(chosen))
+    drawn = np.asarray(order).tolist()
     return [
-        [(epoch, int(index)) for index in order[start : start + batch_size]]
+        [(epoch, index) for index in drawn[start : start + batch_size]]
         for start in range(0, n, batch_size)
     ]
 
@@ -123,19 +121,20 @@ def _matched_order(
     matched: float,
 ) -> list[int]:
     """Positive, negative, positive, negative ...; see `epoch_batches`."""
-    positives, negatives = np.flatnonzero(labels), np.flatnonzero(~labels)
-    if groups is None or not positives.size or not negatives.size:
+    positives = np.flatnonzero(labels).tolist()
+    negatives = np.flatnonzero(~labels).tolist()
+    if groups is None or not positives or not negatives:
         raise InputError(
             f"matching needs the groups, and images of both classes, but there are "
-            f"{positives.size} positives and {negatives.size} negatives."
+            f"{len(positives)} positives and {len(negatives)} negatives."
         )
     partners: dict[Any, list[int]] = {}
     for index in negatives:
-        partners.setdefault(groups[index], []).append(int(index))
-    rounds = math.ceil(n / 2 / positives.size)
+        partners.setdefault(groups[index], []).append(index)
+    rounds = math.ceil(n / 2 / len(positives))
     order: list[int] = []
-    for index in np.concatenate([random.permutation(positives) for _ in range(rounds)]):
-        same = partners.get(groups[index]) if random.random() < matched else None
+    for index in (k for _ in range(rounds) for k in random.permutation(positives)):
+        same = partners.get(groups[int(index)]) if random.random() < matched else None
         order += [int(index), int(random.choice(same or negatives))]
     return order[:n]
 
