@@ -142,7 +142,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "lab": Experiment(
         size="lab",
         images=None,
-        epochs=60,
+        epochs=50,
         channels=(32, 64, 96, 160),
         unshuffle=4,
         batch_size=8,
