@@ -35,13 +35,12 @@ def measure(path: Path) -> dict[str, object]:
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     device = get_settings().device.type
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return {
         "minutes": round(seconds / 60, 2),
         "memory_gb": round(
             peak * (1 if platform.system() == "Darwin" else 1024) / 1e9, 2
         ),
-        "device": f"{cores} CPU cores" if device == "cpu" else device,
+        "device": results.hardware(device),
         "download_mb": sum(one.megabytes for one in REGISTRY if "chest" in one.groups),
     }
 

@@ -14,24 +14,24 @@ from medimg_utils.settings import SIZES
 README = Path(__file__).parents[2] / "README.md"
 START = "<!-- run sizes: written by book/_ext/run_sizes.py -->"
 END = "<!-- end of run sizes -->"
-HEAD = "| use case | size | hardware | minutes | AUC (95 % interval) | Dice | data |"
+HEAD = "| use case | size | hardware | minutes | measured (95 % interval) | on |"
 
 
 def row(name: str, result: dict[str, Any]) -> str:
     """Return one line of the table, for the stored result called ``name``."""
     use_case, size = name.rsplit("-", 1)
-    about, area, dice = result["about"], result["auc"], result["dice"]
-    data = about["data"]
-    kind = "simulated" if isinstance(data, dict) and data.get("simulated") else "real"
-    minutes = result.get("minutes")
+    headline = result["headline"]
+    measured = [
+        f"{name} {value:.2f} ({low:.2f} to {high:.2f})"
+        for name, (value, low, high) in headline["measures"].items()
+    ]
     cells = [
         use_case,
         f"`{size}`",
-        str(result.get("hardware") or about["device"]),
-        "not recorded" if minutes is None else f"{minutes:.0f}",
-        f"{area['value']:.2f} ({area['bootstrap'][0]:.2f} to {area['bootstrap'][1]:.2f})",
-        f"{dice['value']:.2f}",
-        f"{result['n']['images']} {kind} images of other patients",
+        headline["hardware"],
+        f"{headline['minutes']:.0f}",
+        ", ".join(measured),
+        headline["on"],
     ]
     return "| " + " | ".join(cells) + " |"
 

@@ -72,13 +72,26 @@ def run_lab(
             {key: float(value) for key, value in row.items()}
             for row in csv.DictReader(file)
         ]
+    unseen = tests["unseen-patients"]
+    minutes = sum(row["seconds"] for row in history) / 60
     result = {
+        "headline": {
+            "hardware": results.hardware(unseen["about"]["device"]),
+            "minutes": minutes,
+            "measures": {
+                "AUC": [unseen["auc"]["value"], *unseen["auc"]["bootstrap"]],
+                "Dice of positives": [
+                    unseen["dice"][k] for k in ("value", "low", "high")
+                ],
+            },
+            "on": f"{unseen['n']['images']} simulated radiographs of unseen patients",
+        },
         "held_out_anatomy": HELD_OUT,
         "settings": describe(from_json(facts["experiment"])),
         "training": {
             "history": history,
             "best": facts["best"],
-            "minutes": sum(row["seconds"] for row in history) / 60,
+            "minutes": minutes,
             "about": facts["about"],
         },
         "folds": {fold: _headline(values) for fold, values in fold_values.items()},

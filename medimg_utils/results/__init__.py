@@ -8,6 +8,7 @@ read.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -15,6 +16,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import write_json_atomic
@@ -55,6 +58,16 @@ def provenance(
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def hardware(device: str) -> str:
+    """What a run ran on, in words: the name of the GPU, or the number of CPU cores."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    if device != "cpu":
+        return device
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return f"{cores or os.cpu_count()} CPU cores"
 
 
 def _commit() -> str | None:

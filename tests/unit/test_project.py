@@ -188,15 +188,16 @@ def test_the_readme_shows_the_stored_results() -> None:
 
 def test_a_result_becomes_a_row() -> None:
     result = {
-        "about": {"device": "cpu", "data": {"simulated": True}},
-        "auc": {"value": 0.934, "bootstrap": [0.9, 0.961]},
-        "dice": {"value": 0.57},
-        "n": {"images": 200},
-        "minutes": 61.6,
+        "headline": {
+            "hardware": "2 CPU cores",
+            "minutes": 61.6,
+            "measures": {"AUC": [0.934, 0.9, 0.961], "Dice": [0.57, 0.5, 0.649]},
+            "on": "200 simulated radiographs of unseen patients",
+        }
     }
     assert run_sizes.row("pneumothorax-lab", result) == (
-        "| pneumothorax | `lab` | cpu | 62 | 0.93 (0.90 to 0.96) | 0.57 | "
-        "200 simulated images of other patients |"
+        "| pneumothorax | `lab` | 2 CPU cores | 62 | AUC 0.93 (0.90 to 0.96), "
+        "Dice 0.57 (0.50 to 0.65) | 200 simulated radiographs of unseen patients |"
     )
 
 
