@@ -130,7 +130,8 @@ $(ANATOMY): data_scripts/fetch_anatomy.py medimg_utils/physics/anatomy.py | $(IN
 
 # Made anew when the simulator changes.
 $(RELEASE): $(wildcard medimg_utils/physics/*.py) \
-		$(patsubst %,medimg_utils/pneumothorax/%.py,simulate phantom collapse film) \
+		$(patsubst %,medimg_utils/pneumothorax/%.py,simulate phantom collapse \
+			technique view girdle devices film) \
 		| $(ANATOMY)
 	rm -rf "$(MEDIMG_DATA)/pneumothorax-tiny"
 	$(BIN)/python -c "from medimg_utils.pneumothorax.simulate import ensure_release; \

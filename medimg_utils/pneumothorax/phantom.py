@@ -45,13 +45,6 @@ _MUSCLE = 40.0  # HU
 
 
 @dataclass(frozen=True)
-class Bone:
-    """A bone as points ``(N, 4)``: x, y, z in mm and mass in g/cm3 mm3 of bone."""
-
-    points: Tensor
-
-
-@dataclass(frozen=True)
 class Chest:
     """One prepared anatomy.
 
@@ -135,14 +128,18 @@ def load_chest(name: str, data_dir: Path | None = None) -> Chest:
 
 
 @lru_cache(maxsize=1)
-def load_girdle(data_dir: Path | None = None) -> dict[str, Bone]:
+def load_girdle(data_dir: Path | None = None) -> dict[str, Tensor]:
     """Right clavicle, scapula and humerus of the one CT that has labels of them.
 
-    The CT is of a patient with raised arms; :mod:`.film` poses the bones anew.
+    The CT is of a patient with raised arms; :mod:`.girdle` poses the bones anew.
+
+    Returns
+    -------
+    For each bone points ``(N, 4)``: x, y, z in mm and mass in g/cm3 mm3 of bone.
     """
     prepare([], data_dir)
     with np.load(_prepared_file("girdle", data_dir)) as stored:
-        return {key: Bone(torch.from_numpy(stored[key])) for key in stored.files}
+        return {key: torch.from_numpy(stored[key]) for key in stored.files}
 
 
 def _prepared_file(name: str, data_dir: Path | None) -> Path:

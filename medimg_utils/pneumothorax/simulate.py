@@ -1,7 +1,8 @@
 """Simulated radiographs, written as the SIIM-ACR Pneumothorax release is.
 
-A patient is one of four real chest CTs, deformed (:mod:`.film`); a pneumothorax is a
-lung of it, collapsed in 3-D (:mod:`.collapse`).  :func:`simulate_release` writes
+A patient is one of four real chest CTs, deformed (:mod:`.view`); a pneumothorax is a
+lung of it, collapsed in 3-D (:mod:`.collapse`); films are made in :mod:`.film`.
+:func:`simulate_release` writes
 
     OUT/dicom-images/<StudyUID>/<SeriesUID>/<ImageId>.dcm
     OUT/train-rle.csv          the columns ``ImageId`` and `` EncodedPixels``
@@ -56,12 +57,7 @@ from medimg_utils.pneumothorax.collapse import (
 from medimg_utils.pneumothorax.film import (
     SMALLEST,
     Radiograph,
-    Rates,
-    View,
     fit_pneumothorax,
-    make_view,
-    random_patient,
-    random_technique,
     render,
 )
 from medimg_utils.pneumothorax.phantom import (
@@ -70,6 +66,12 @@ from medimg_utils.pneumothorax.phantom import (
     load_girdle,
     prepare,
 )
+from medimg_utils.pneumothorax.technique import (
+    Rates,
+    random_patient,
+    random_technique,
+)
+from medimg_utils.pneumothorax.view import View, make_view
 from medimg_utils.settings import Settings, get_settings
 
 #: Mask area as a share of the image at the 5, 25, 50, 75 and 95 % quantile of the

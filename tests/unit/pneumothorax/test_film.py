@@ -9,13 +9,9 @@ from scipy import ndimage as ndi
 
 from medimg_utils.pneumothorax.collapse import Cavity, Pneumothorax
 from medimg_utils.pneumothorax.film import (
-    Rates,
     _outline,
     fit_pneumothorax,
     lung_fields,
-    make_view,
-    random_patient,
-    random_technique,
     render,
 )
 from medimg_utils.pneumothorax.phantom import (
@@ -26,6 +22,12 @@ from medimg_utils.pneumothorax.phantom import (
     load_chest,
     load_girdle,
 )
+from medimg_utils.pneumothorax.technique import (
+    Rates,
+    random_patient,
+    random_technique,
+)
+from medimg_utils.pneumothorax.view import make_view
 from medimg_utils.settings import get_settings
 
 SIZE = 160

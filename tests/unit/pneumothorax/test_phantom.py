@@ -201,12 +201,10 @@ def test_the_girdle_is_a_right_one():
     chest = load_chest("chest1", get_settings().data)
     assert set(girdle) == {"clavicle", "scapula", "humerus"}
     middle = {
-        name: (bone.points[:, :3] * bone.points[:, 3:]).sum(0) / bone.points[:, 3].sum()
+        name: (bone[:, :3] * bone[:, 3:]).sum(0) / bone[:, 3].sum()
         for name, bone in girdle.items()
     }
-    grams = {
-        name: float(bone.points[:, 3].sum()) / 1000 for name, bone in girdle.items()
-    }
+    grams = {name: float(bone[:, 3].sum()) / 1000 for name, bone in girdle.items()}
     assert chest.midline < middle["clavicle"][0] < middle["humerus"][0]
     assert middle["scapula"][1] < middle["clavicle"][1]  # the blade is behind
     assert 10 < grams["clavicle"] < 50

@@ -22,13 +22,7 @@ from medimg_utils.errors import InputError
 from medimg_utils.io import decode_rle
 from medimg_utils.pneumothorax import simulate
 from medimg_utils.pneumothorax.dataset import read_siim
-from medimg_utils.pneumothorax.film import (
-    Rates,
-    _outline,
-    make_view,
-    random_patient,
-    random_technique,
-)
+from medimg_utils.pneumothorax.film import _outline
 from medimg_utils.pneumothorax.phantom import ANATOMIES, load_chest
 from medimg_utils.pneumothorax.simulate import (
     HELD_OUT,
@@ -41,6 +35,12 @@ from medimg_utils.pneumothorax.simulate import (
     simulate_films,
     simulate_release,
 )
+from medimg_utils.pneumothorax.technique import (
+    Rates,
+    random_patient,
+    random_technique,
+)
+from medimg_utils.pneumothorax.view import make_view
 from medimg_utils.settings import get_settings
 
 SCRIPTS = Path(simulate.__file__).parents[2] / "data_scripts"
