@@ -313,8 +313,7 @@ def _fetch_source(source: Source, cache: Path) -> None:
     archive = cache / "archives" / source.archive
     if not archive.exists() or _sha256(archive) != source.sha256:
         _download(source, archive)
-    for name in source.members:
-        _take(source, name, archive, cache)
+    _take(source, archive, cache)
     with atomic_path(notice) as part:
         part.write_text(source.notice, encoding="utf-8")
     archive.unlink(missing_ok=True)  # another process may have fetched the same
@@ -360,26 +359,32 @@ def _download(source: Source, archive: Path) -> None:
         ) from error
 
 
-def _take(source: Source, name: str, archive: Path, cache: Path) -> None:
-    """Copy one member (or the files of one member folder) out of the archive."""
-    wanted = PurePosixPath(source.members[name])
-    target = _target(source, name, cache)
-    found = 0
+def _take(source: Source, archive: Path, cache: Path) -> None:
+    """Copy the members of a source out of its archive, in one pass."""
+    missing = dict(source.members)
     for member, stream in _members(archive):
-        if "*" in wanted.name:
-            if member.parent != wanted.parent or not member.match(wanted.name):
+        for name, wanted in source.members.items():
+            if not _is(member, PurePosixPath(wanted)):
                 continue
-            file = target / member.name
-        elif member == wanted:
-            file = target
-        else:
-            continue
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(file) as part, part.open("wb") as out:
-            shutil.copyfileobj(stream, out)
-        found += 1
-    if not found:
-        raise AnatomyError(f"{archive.name} has no member {wanted}")
+            file = _target(source, name, cache)
+            if "*" in wanted:
+                file = file / member.name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(file) as part, part.open("wb") as out:
+                shutil.copyfileobj(stream, out)
+            missing.pop(name, None)
+            break
+    if missing:
+        raise AnatomyError(
+            f"{archive.name} has no member {', '.join(missing.values())}"
+        )
+
+
+def _is(member: PurePosixPath, wanted: PurePosixPath) -> bool:
+    """Whether a member is the wanted one, or one of a wanted folder."""
+    if "*" in wanted.name:
+        return member.parent == wanted.parent and member.match(wanted.name)
+    return member == wanted
 
 
 def _members(archive: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:

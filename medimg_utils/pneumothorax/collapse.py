@@ -191,29 +191,15 @@ def collapse(chest: Chest, cavity: Cavity, g: Tensor) -> Tensor:
     -------
     Tensor ``(X, Y, Z)`` in g/cm3, a new one; bone is not changed.
     """
+    coarse = [cavity.inside, cavity.wall, g, cavity.thickness, *cavity.normal]
+    fine, box = chest.refine(torch.stack(coarse), cavity.slices)
+    inside, s, gap, thickness, *normal = fine
     spacing = torch.tensor(SPACING)
-    # x and z are twice as fine as the coarse grid, y is the same
-    first = (
-        (cavity.origin - COARSE / 2 - chest.origin + spacing / 2) / spacing
-    ).round()
-    box = tuple(
-        slice(int(a), int(a) + n * factor)
-        for a, n, factor in zip(first, cavity.wall.shape, (2, 1, 2), strict=True)
-    )
     axes = [
         chest.origin[i] + spacing[i] * torch.arange(box[i].start, box[i].stop)
         for i in range(3)
     ]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    coarse = torch.cat(
-        [
-            torch.stack([cavity.inside, cavity.wall, g, cavity.thickness]),
-            cavity.normal,
-        ]
-    )
-    inside, s, gap, thickness, *normal = F.interpolate(
-        coarse[None], scale_factor=(2, 1, 2), mode="trilinear", align_corners=False
-    )[0]
     here = (inside / 1.25 + 0.5).clamp(0, 1)
     open_ = (gap > 0.5).float()
     air = ((gap - s) / 0.8 + 0.5).clamp(0, 1) * open_

@@ -215,11 +215,9 @@ def _breathe(chest: Chest, factor: float) -> Chest:
     bedside above all, seldom are.
     """
     inside = (chest.depth / COARSE + 0.5).clamp(0, 1)
-    fine = F.interpolate(inside[None, None], scale_factor=(2, 1, 2), mode="trilinear")[
-        0, 0
-    ]
+    (fine,), box = chest.refine(inside[None])
     soft = chest.soft.clone()
-    scanned = soft[:, :, soft.shape[2] - fine.shape[2] :]  # abdomen was added below
+    scanned = soft[box]
     aerated = ((0.6 - scanned) / 0.2).clamp(0, 1)  # not vessels, not the chest wall
     scanned *= 1 + (factor - 1) * fine * aerated
     return replace(chest, soft=soft)

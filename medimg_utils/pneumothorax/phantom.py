@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage as ndi
 from scipy.spatial import ConvexHull, Delaunay
 from torch import Tensor
@@ -92,6 +93,36 @@ class Chest:
         """x of the middle between the two lungs in mm."""
         return float((self.lungs[RIGHT, 0, 0] + self.lungs[LEFT, 1, 0]) / 2)
 
+    def refine(
+        self, fields: Tensor, part: tuple[slice, ...] = (slice(0, None),) * 3
+    ) -> tuple[Tensor, tuple[slice, ...]]:
+        """Interpolate fields of the coarse grid on the grid of the densities.
+
+        Parameters
+        ----------
+        fields: ``(N, A, B, C)``.
+        part: where they stand on the coarse grid; all of it by default.
+
+        Returns
+        -------
+        fine: Tensor ``(N, X, Y, Z)``.
+        box: where it stands on the grid of the densities.
+        """
+        spacing = torch.tensor(SPACING)
+        factors = [round(COARSE / step) for step in SPACING]
+        fine = F.interpolate(
+            fields[None], scale_factor=factors, mode="trilinear", align_corners=False
+        )[0]
+        # both grids are laid so that the edges of their voxels fall together
+        corner = torch.tensor([float(s.start) for s in part]) - 0.5
+        corner = self.coarse_origin + COARSE * corner
+        first = ((corner - self.origin + spacing / 2) / spacing).round().int().tolist()
+        box = tuple(
+            slice(start, start + n)
+            for start, n in zip(first, fine.shape[1:], strict=True)
+        )
+        return fine, box
+
 
 def prepare(names: Iterable[str], data_dir: Path | None = None) -> None:
     """Fetch and prepare chests and the shoulder girdle, unless they are in the cache.
@@ -156,79 +187,131 @@ def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
 # --- from CT to chest -----------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Regions:
+    """What stands where in a CT at 2.5 mm: masks ``(A, B, C)``.
+
+    ``lungs`` is 1 in the right pleural cavity and 2 in the left; ``floor`` is the part of
+    the diaphragm that the scan does not show.
+    """
+
+    body: np.ndarray
+    lungs: np.ndarray
+    mediastinum: np.ndarray
+    diaphragm: np.ndarray
+    floor: np.ndarray
+
+
 def _prepare(name: str, data_dir: Path | None) -> dict[str, np.ndarray]:
     volume, spacing = anatomy.read_volume(name, data_dir)
     volume = _fill_outside_view(np.clip(volume, -1000, 2000))
     size = tuple(np.round(np.array(volume.shape) * spacing / COARSE).astype(int))
     coarse = _resample(volume, size)
-    body, lungs = _segment(coarse)
+    fine = _resample(volume, tuple(2 * n for n in size))
+    regions = _find_regions(coarse)
+    _remove_girdle(fine, coarse, regions.lungs)
+    if name in _IODINE:
+        _remove_contrast(fine, _contrast_mask(name, coarse, regions, data_dir))
+    _clean(fine, regions)
+    boxes = [np.argwhere(regions.lungs == s + 1) for s in (RIGHT, LEFT)]
+    return {
+        **_densities(fine),
+        **_distances(regions),
+        "lungs": np.array(
+            [[(b.min(0)) * COARSE, (b.max(0) + 1) * COARSE] for b in boxes], np.float32
+        ),
+        "vessels": _grow_vessels(regions.lungs, regions.mediastinum),
+    }
+
+
+def _find_regions(hu: np.ndarray) -> _Regions:
+    body, lungs = _segment(hu)
     floor = _missing_diaphragm(lungs)
     lungs[floor] = 0
     mediastinum, diaphragm = _neighbours(lungs)
-    diaphragm |= floor
-    to_lung = ndi.distance_transform_edt(lungs == 0) * COARSE
-    fine = _resample(volume, tuple(2 * n for n in size))
+    return _Regions(body, lungs, mediastinum, diaphragm | floor, floor)
 
-    def on_fine(mask: np.ndarray) -> np.ndarray:
-        """A coarse mask on the fine grid, with a smooth boundary."""
-        grown = ndi.zoom(
-            mask.astype(np.float32), 2, order=1, grid_mode=True, mode="nearest"
-        )
-        return grown > 0.5
 
-    girdle = _girdle_mask(coarse, to_lung, lungs)
-    girdle_fine = on_fine(ndi.binary_dilation(girdle, iterations=2)) & (fine > _MUSCLE)
-    fine[girdle_fine] = _MUSCLE
-    if name in _IODINE:
-        filled = _iodine_mask(coarse, _IODINE[name], lungs)
-        if name == "chest1":  # its labels know the veins that lie at the apex
-            labels, _ = anatomy.read_volume("chest1-labels", data_dir)
-            labels = _nearest(labels, coarse.shape)
-            vessels = (labels >= 51) & (labels <= 68)
-            filled |= ndi.binary_dilation(vessels, iterations=2) & (labels < 92)
-        # what is left in the middle, and the organs under the diaphragm
-        filled |= (mediastinum & ~_spine(lungs)) | ndi.binary_erosion(
-            diaphragm, iterations=3
-        )
-        filled = on_fine(filled) & (fine > _BLOOD)
-        fine[filled] = _BLOOD + 0.03 * (fine[filled] - _BLOOD)
-    inside = on_fine(lungs > 0)
+def _on_fine(mask: np.ndarray) -> np.ndarray:
+    """A coarse mask on a grid of half the spacing, with a smooth boundary."""
+    grown = ndi.zoom(
+        mask.astype(np.float32), 2, order=1, grid_mode=True, mode="nearest"
+    )
+    return grown > 0.5
+
+
+def _remove_girdle(fine: np.ndarray, coarse: np.ndarray, lungs: np.ndarray) -> None:
+    """Make muscle of clavicles, scapulae and humeri, in place."""
+    girdle = ndi.binary_dilation(_girdle_mask(coarse, lungs), iterations=2)
+    fine[_on_fine(girdle) & (fine > _MUSCLE)] = _MUSCLE
+
+
+def _contrast_mask(
+    name: str, hu: np.ndarray, regions: _Regions, data_dir: Path | None
+) -> np.ndarray:
+    """Where a contrast agent may be: heart and vessels, and organs of the abdomen."""
+    filled = _iodine_mask(hu, _IODINE[name], regions.lungs)
+    if name == "chest1":  # its labels know the veins that lie at the apex
+        labels, _ = anatomy.read_volume("chest1-labels", data_dir)
+        labels = _nearest(labels, hu.shape)
+        vessels = (labels >= 51) & (labels <= 68)
+        filled |= ndi.binary_dilation(vessels, iterations=2) & (labels < 92)
+    # what is left in the middle, and the organs under the diaphragm
+    filled |= regions.mediastinum & ~_spine(regions.lungs)
+    filled |= ndi.binary_erosion(regions.diaphragm, iterations=3)
+    return filled
+
+
+def _remove_contrast(fine: np.ndarray, mask: np.ndarray) -> None:
+    """Make blood of what is brighter than blood in a coarse mask, in place."""
+    filled = _on_fine(mask) & (fine > _BLOOD)
+    fine[filled] = _BLOOD + 0.03 * (fine[filled] - _BLOOD)
+
+
+def _clean(fine: np.ndarray, regions: _Regions) -> None:
+    """No bone in the lungs, a diaphragm under each, nothing around the body; in place."""
+    inside = _on_fine(regions.lungs > 0)
     fine[inside] = np.minimum(fine[inside], _BLOOD)
-    floor = ndi.binary_dilation(floor, iterations=2)
-    fine[on_fine(floor) & (fine < _MUSCLE)] = _MUSCLE
-    fine[~on_fine(ndi.binary_dilation(body, iterations=1))] = -1000
+    floor = ndi.binary_dilation(regions.floor, iterations=2)
+    fine[_on_fine(floor) & (fine < _MUSCLE)] = _MUSCLE
+    fine[~_on_fine(ndi.binary_dilation(regions.body, iterations=1))] = -1000
 
+
+def _densities(fine: np.ndarray) -> dict[str, np.ndarray]:
+    """Soft tissue and bone on a grid of :data:`SPACING`, with abdomen below the scan."""
     soft, bone = (d.numpy() for d in decompose(torch.from_numpy(fine)))
     soft, bone = ((d[:, 0::2] + d[:, 1::2]) / 2 for d in (soft, bone))
     soft, bone = _extend(soft, bone)
-    outside = ~(lungs > 0)
-    depth = ndi.distance_transform_edt(~outside) - ndi.distance_transform_edt(outside)
-    nearest = ndi.distance_transform_edt(
-        outside, return_distances=False, return_indices=True
-    )
-    side = lungs[tuple(nearest)] - 1
-    # slivers in a fissure or at the hilum are no wall for air to gather at
-    other = _largest(outside & ~mediastinum & ~diaphragm)
-    boxes = [np.argwhere(lungs == s + 1) for s in (RIGHT, LEFT)]
     below = -_EXTRA * SPACING[2]
     return {
         "soft": soft.astype(np.float16),
         "bone": bone.astype(np.float16),
         "origin": np.array(SPACING, np.float32) / 2
         + np.array([0, 0, below], np.float32),
+    }
+
+
+def _distances(regions: _Regions) -> dict[str, np.ndarray]:
+    """The distance fields of a :class:`Chest`."""
+    outside = regions.lungs == 0
+    depth = ndi.distance_transform_edt(~outside) - ndi.distance_transform_edt(outside)
+    nearest = ndi.distance_transform_edt(
+        outside, return_distances=False, return_indices=True
+    )
+    # slivers in a fissure or at the hilum are no wall for air to gather at
+    wall = _largest(outside & ~regions.mediastinum & ~regions.diaphragm)
+    to_wall, to_base, to_medial = (
+        ndi.distance_transform_edt(~mask) * COARSE
+        for mask in (wall, regions.diaphragm, regions.mediastinum)
+    )
+    return {
         # voxel centres lie half a voxel off the boundary on either side
         "depth": _smooth(depth * COARSE - np.sign(depth) * COARSE / 2, 0.7),
-        "side": side.astype(np.uint8),
-        "wall": _smooth(ndi.distance_transform_edt(~other) * COARSE - COARSE / 2, 0.8),
-        "base": _smooth(
-            ndi.distance_transform_edt(~diaphragm) * COARSE - COARSE / 2, 0.8
-        ),
-        "medial": _smooth(ndi.distance_transform_edt(~mediastinum) * COARSE, 1.0),
+        "side": (regions.lungs[tuple(nearest)] - 1).astype(np.uint8),
+        "wall": _smooth(to_wall - COARSE / 2, 0.8),
+        "base": _smooth(to_base - COARSE / 2, 0.8),
+        "medial": _smooth(to_medial, 1.0),
         "coarse_origin": np.full(3, COARSE / 2, np.float32),
-        "lungs": np.array(
-            [[(b.min(0)) * COARSE, (b.max(0) + 1) * COARSE] for b in boxes], np.float32
-        ),
-        "vessels": _grow_vessels(lungs, mediastinum),
     }
 
 
@@ -411,7 +494,7 @@ def _neighbours(lungs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mediastinum, diaphragm
 
 
-def _girdle_mask(hu: np.ndarray, to_lung: np.ndarray, lungs: np.ndarray) -> np.ndarray:
+def _girdle_mask(hu: np.ndarray, lungs: np.ndarray) -> np.ndarray:
     """Clavicles, scapulae and humeri: bone off the midline and farther out than ribs.
 
     On the labelled CT ribs lie within 12 mm of the lungs and the girdle outside that.
@@ -420,7 +503,7 @@ def _girdle_mask(hu: np.ndarray, to_lung: np.ndarray, lungs: np.ndarray) -> np.n
     middle = np.argwhere(lungs)[:, 0].mean()
     x = np.arange(hu.shape[0])[:, None, None]
     z = np.arange(hu.shape[2])[None, None, :]
-    bone = (hu > 150) & (to_lung > 12)
+    bone = (hu > 150) & (ndi.distance_transform_edt(lungs == 0) * COARSE > 12)
     return bone & (abs(x - middle) * COARSE > 24) & (z > top - 190 / COARSE)
 
 

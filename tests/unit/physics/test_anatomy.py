@@ -204,6 +204,19 @@ def test_what_is_there_is_not_fetched_again(registry, tmp_path):
     assert registry.downloads == []
 
 
+def test_each_archive_is_read_once(registry, tmp_path, monkeypatch):
+    read, members = [], anatomy._members
+
+    def count(archive):
+        read.append(archive.name)
+        return members(archive)
+
+    monkeypatch.setattr(anatomy, "_members", count)
+    fetch("chest", tmp_path)
+    assert read == [ONE.archive, TWO.archive]
+    assert len(TWO.members) > 1
+
+
 def test_paths_of_members_are_fetched_on_first_use(registry, tmp_path):
     assert path("series", tmp_path) == tmp_path / "anatomy/two/x"
     assert path("first", tmp_path) == tmp_path / "anatomy/two/first.nrrd"

@@ -2,11 +2,12 @@
 
 import functools
 import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from medimg_utils.physics.deform import sample
 from medimg_utils.pneumothorax.collapse import (
@@ -21,7 +22,6 @@ from medimg_utils.pneumothorax.phantom import (
     COARSE,
     LEFT,
     RIGHT,
-    SPACING,
     load_chest,
 )
 from medimg_utils.settings import get_settings
@@ -51,19 +51,57 @@ def gap(chest, side, kind, amplitude, seed=3):
     return cavity, cavity.width(cavity.gap(kind, seed), amplitude)
 
 
-def field(chest, cavity, values, mode="trilinear", outside=0.0):
+def field(chest, cavity, values, outside=0.0):
     """A field of the cavity on the grid of the densities."""
-    coarse = torch.full_like(chest.depth, outside)
-    coarse[cavity.slices] = values
-    fine = F.interpolate(coarse[None, None], scale_factor=(2, 1, 2), mode=mode)[0, 0]
-    extra = round(
-        float((chest.coarse_origin - COARSE / 2 - chest.origin)[2]) / SPACING[2] + 0.5
-    )
+    fine, box = chest.refine(values[None], cavity.slices)
     out = torch.full_like(chest.soft, outside)
-    shape = [min(a, b) for a, b in zip(fine.shape, out[..., extra:].shape, strict=True)]
-    cut = tuple(slice(n) for n in shape)
-    out[..., extra:][cut] = fine[cut]
+    out[box] = fine[0]
     return out
+
+
+def mask(chest, cavity, values):
+    """A mask of the cavity on the grid of the densities, by the nearest voxel."""
+    return field(chest, cavity, values.float()) > 0.5
+
+
+def test_wall_and_base_meet_in_a_round_edge(chest):
+    """The lung's lower edge, with two planes for chest wall and diaphragm.
+
+    By hand on the diagonal: the smooth minimum of two equal distances d is d - 9 ln 2.
+    """
+    shape = chest.depth.shape
+    x, _, z = torch.meshgrid(*(COARSE * torch.arange(n) for n in shape), indexing="ij")
+    x, z = x - 60.0, z - 60.0
+    planes = replace(chest, wall=x.clamp(min=0), base=z.clamp(min=0))
+    cavity = Cavity.of(planes, RIGHT, with_base=True)
+    x, z = x[cavity.slices], z[cavity.slices]
+    sharp = torch.minimum(x, z).clamp(min=0)
+    assert (cavity.wall >= 0).all()
+    assert (cavity.wall <= sharp).all()
+    assert (sharp - cavity.wall).max() < 9 * math.log(2) + 1e-3
+    deep = (x == z) & (x > 15)
+    assert deep.any()
+    torch.testing.assert_close(cavity.wall[deep], x[deep] - 9 * math.log(2))
+    far = (x > 10) & (z > x + 60)
+    assert far.any()
+    torch.testing.assert_close(cavity.wall[far], x[far], atol=0.02, rtol=0)
+    # on a way around the edge the normal turns bit by bit, not by 90 degrees at once
+    level = (x > 20) & (z > 20)
+    turns = []
+    for field in (cavity.wall, sharp):
+        step = torch.stack(torch.gradient(field, spacing=COARSE))
+        step = step / step.norm(dim=0).clamp(min=1e-6)
+        cosine = (step[:, 1:] * step[:, :-1]).sum(0)[(level[1:] & level[:-1])]
+        turns.append(float(torch.rad2deg(torch.acos(cosine.clamp(-1, 1))).max()))
+    assert turns[0] < 10 < 40 < turns[1]
+
+
+def test_without_the_base_the_wall_stays_as_it_is(chest_and_side):
+    chest, side = chest_and_side
+    cavity = Cavity.of(chest, side, with_base=False)
+    assert torch.equal(cavity.wall, chest.wall[cavity.slices])
+    below = Cavity.of(chest, side, with_base=True)
+    assert (below.wall <= cavity.wall.clamp(min=0) + 1e-3).all()
 
 
 def test_without_a_gap_nothing_changes(chest_and_side):
@@ -97,7 +135,7 @@ def test_every_kind_moves_its_own_lung_alone_and_keeps_its_mass(
     assert changed.any()
     assert not (changed & ~near).any()
     other = (chest.side != side) & (chest.depth > COARSE)
-    other = field(chest, cavity, other[cavity.slices].float(), mode="nearest") > 0
+    other = mask(chest, cavity, other[cavity.slices])
     assert other.any()
     assert not (changed & other).any()
     # most of the gap was lung, and is now air
@@ -105,7 +143,7 @@ def test_every_kind_moves_its_own_lung_alone_and_keeps_its_mass(
     assert air.sum() > 250
     assert before[air].mean() > 0.08
     assert after[air].mean() < 0.05
-    lung = field(chest, cavity, (cavity.inside > 0).float(), mode="nearest") > 0
+    lung = mask(chest, cavity, cavity.inside > 0)
     change = float((after - before).sum(dtype=torch.float64))
     assert abs(change) / float(before[lung].sum()) < (0.14 if kind == "basal" else 0.09)
 
@@ -113,8 +151,7 @@ def test_every_kind_moves_its_own_lung_alone_and_keeps_its_mass(
 def test_what_is_left_of_a_squeezed_lung_is_denser(chest_and_side):
     chest, side = chest_and_side
     cavity, g = gap(chest, side, "complete", 25.0)
-    deep = (cavity.wall > g + 8) & (cavity.inside > 5)
-    deep = field(chest, cavity, deep.float(), mode="nearest") > 0
+    deep = mask(chest, cavity, (cavity.wall > g + 8) & (cavity.inside > 5))
     after = collapse(chest, cavity, g)
     ratio = float(after[deep].mean() / chest.soft[deep].mean())
     assert 1.1 < ratio < 3

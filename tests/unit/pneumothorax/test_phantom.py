@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
+from scipy import ndimage as ndi
 
 from medimg_utils.errors import InputError
 from medimg_utils.physics.deform import sample
@@ -32,28 +32,8 @@ def chest(request):
 
 def on_densities(chest, *fields):
     """Coarse fields and the densities of the scanned part, on one grid."""
-    extra = round(
-        (
-            float(chest.coarse_origin[2])
-            - COARSE / 2
-            + SPACING[2] / 2
-            - float(chest.origin[2])
-        )
-        / SPACING[2]
-    )
-    fine = F.interpolate(
-        torch.stack(fields)[None], scale_factor=(2, 1, 2), mode="trilinear"
-    )[0]
-    shape = [
-        min(a, b)
-        for a, b in zip(fine.shape[1:], chest.soft[..., extra:].shape, strict=True)
-    ]
-    cut = tuple(slice(n) for n in shape)
-    return (
-        fine[(slice(None), *cut)],
-        chest.soft[..., extra:][cut],
-        chest.bone[..., extra:][cut],
-    )
+    fine, box = chest.refine(torch.stack(fields))
+    return fine, chest.soft[box], chest.bone[box]
 
 
 def test_lungs_have_the_volume_of_adults(chest):
@@ -114,6 +94,43 @@ def test_distances_inside_the_cavities_are_distances(chest):
     # the surface of the cavity is no farther than any of its parts
     nearest = torch.minimum(torch.minimum(chest.wall, chest.medial), chest.base)
     assert float((chest.depth - nearest)[inside].quantile(0.99)) < COARSE
+
+
+def test_the_wall_has_no_island_in_a_lung(chest):
+    """Air would gather around it: the chest wall is one piece."""
+    wall = (chest.wall < COARSE / 2).numpy()
+    assert wall.mean() > 0.2
+    _, pieces = ndi.label(wall, np.ones((3, 3, 3)))
+    assert pieces == 1
+
+
+@pytest.mark.parametrize("part", [None, (slice(4, 20), slice(0, 30), slice(9, 11))])
+def test_refined_fields_stand_where_the_densities_are(chest, part):
+    """The coordinates of the coarse voxels become those of the fine ones."""
+    coarse, fine = (
+        torch.stack(
+            torch.meshgrid(
+                *(
+                    o + step * torch.arange(n)
+                    for o, step, n in zip(origin, spacing, shape, strict=True)
+                ),
+                indexing="ij",
+            )
+        )
+        for origin, spacing, shape in (
+            (chest.coarse_origin, (COARSE,) * 3, chest.depth.shape),
+            (chest.origin, SPACING, chest.soft.shape),
+        )
+    )
+    if part is None:
+        found, box = chest.refine(coarse)
+        assert chest.soft[box].shape[:2] == chest.soft.shape[:2]
+    else:
+        found, box = chest.refine(coarse[(slice(None), *part)], part)
+    wanted = fine[(slice(None), *box)]
+    assert found.shape == wanted.shape
+    inner = (slice(None), slice(1, -1), slice(None), slice(1, -1))  # no extrapolation
+    torch.testing.assert_close(found[inner], wanted[inner], atol=1e-3, rtol=0)
 
 
 def test_boxes_bound_the_cavities(chest):
@@ -264,3 +281,25 @@ def test_lungs_that_cannot_be_told_apart_are_an_error():
     hu[ellipsoid((60, 45, 42), (30, 28, 36))] = -850
     with pytest.raises(phantom.anatomy.AnatomyError, match="could not be told apart"):
         phantom._segment(hu)
+
+
+def test_a_sliver_inside_a_lung_is_no_wall():
+    """Distances to the wall are those without it; it bounds the cavity all the same."""
+    lungs = np.zeros((40, 30, 30), np.uint8)
+    lungs[22:36, 5:25, 5:25] = 1
+    lungs[4:18, 5:25, 5:25] = 2
+    nothing = np.zeros(lungs.shape, bool)
+    mediastinum = nothing.copy()
+    mediastinum[18:22, 5:25, 5:25] = True
+    body = np.ones(lungs.shape, bool)
+
+    def distances():
+        regions = phantom._Regions(body, lungs, mediastinum, nothing, nothing)
+        return phantom._distances(regions)
+
+    whole = distances()
+    lungs[29, 12:18, 15] = 0
+    torn = distances()
+    np.testing.assert_array_equal(torn["wall"], whole["wall"])
+    assert torn["wall"][29, 15, 15] > 10
+    assert torn["depth"][29, 15, 15] < 0.5 * whole["depth"][29, 15, 15]
