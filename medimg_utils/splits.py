@@ -73,7 +73,8 @@ def check_no_leak(train_patients: Iterable[str], test_patients: Iterable[str]) -
     shared = sorted(set(train_patients) & set(test_patients))
     if shared:
         names = ", ".join(shared[:5]) + (" ..." if len(shared) > 5 else "")
+        who = "1 patient is" if len(shared) == 1 else f"{len(shared)} patients are"
         raise LeakError(
-            f"{len(shared)} patients are in the training set and in the test set: "
-            f"{names}. Split by patient, not by image."
+            f"{who} in the training set and in the test set: {names}. "
+            "Split by patient, not by image."
         )

@@ -55,8 +55,10 @@ def test_the_seed_decides():
 
 
 def test_a_leak_raises_and_names_the_patient():
-    with pytest.raises(LeakError, match=r"1 patients.*Jane"):
+    with pytest.raises(LeakError, match=r"^1 patient is in .* set: Jane\."):
         check_no_leak(["Jane", "Ann"], ["Jane"])
+    with pytest.raises(LeakError, match=r"^2 patients are in .* set: Ann, Jane\."):
+        check_no_leak(["Jane", "Ann"], ["Jane", "Ann", "Joe"])
 
 
 def test_what_cannot_be_split_is_refused():
