@@ -38,19 +38,19 @@ def pneumothorax(
     workers: Annotated[int | None, typer.Option(help="Processes; one a core.")] = None,
 ) -> None:
     """Chest radiographs with and without pneumothorax."""
-    from medimg_utils.pneumothorax.simulate import simulate_release
+    from medimg_utils.pneumothorax.simulate import Simulation, simulate_release
+    from medimg_utils.pneumothorax.technique import Rates
 
     try:
-        simulate_release(
-            out,
+        plan = Simulation(
             patients,
             seed,
             size=size,
             positive_rate=positive_rate,
             pairs=pairs,
-            drain_rate=drain_rate,
-            workers=workers,
+            rates=Rates(drain=drain_rate),
         )
+        simulate_release(out, plan, workers=workers)
     except (InputError, AnatomyError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

@@ -58,9 +58,9 @@ def run_lab(
     shipped = runs / f"{NAME}-fold{folds[0]}"
     _ship(shipped)
     tests = {"held-out-fold": fold_values[str(folds[0])]}
-    for name, arguments in LAB_TESTS.items():
+    for name, plan in LAB_TESTS.items():
         release_of_test = simulate_release(
-            data / f"{NAME}-{name}", data_dir=data, progress=progress, **arguments
+            data / f"{NAME}-{name}", plan, data_dir=data, progress=progress
         )
         tests[name] = _once(
             shipped / f"{name}.json", release_of_test, shipped, progress

@@ -141,15 +141,39 @@ def random_area(generator: np.random.Generator) -> float:
     return float(np.exp(np.interp(generator.random(), levels, np.log(areas))))
 
 
+#: What the tests and a first run of the notebooks use.
+TINY = Simulation(24, seed=1, size=512, positive_rate=0.5)
+
+#: The anatomy that no lab network learns from.
+HELD_OUT = "chest2"
+_SEEN = tuple(anatomy for anatomy in ANATOMIES if anatomy != HELD_OUT)
+#: What the lab network learns from.
+LAB_TRAIN = Simulation(
+    700,
+    seed=100,
+    size=512,
+    positive_rate=0.5,
+    pairs=True,
+    anatomies=_SEEN,
+    # drains tell nothing here, so that they cannot be learned as a shortcut
+    rates=Rates(drain=(0.15, 0.15)),
+)
+#: Two tests on unseen patients: of anatomies that were trained on, and of the one that
+#: was held out.
+LAB_TESTS = {
+    "unseen-patients": Simulation(
+        134, seed=200, size=512, positive_rate=0.4, anatomies=_SEEN
+    ),
+    "unseen-anatomy": Simulation(
+        134, seed=300, size=512, positive_rate=0.4, anatomies=(HELD_OUT,)
+    ),
+}
+
+
 def simulate_release(
     out: Path,
-    patients: int,
-    seed: int,
-    size: int = 1024,
-    positive_rate: float = 0.22,
-    pairs: bool = False,
-    anatomies: tuple[str, ...] = ANATOMIES,
-    drain_rate: tuple[float, float] = Rates.drain,
+    plan: Simulation,
+    *,
     workers: int | None = None,
     data_dir: Path | None = None,
     progress: bool = True,
@@ -159,8 +183,7 @@ def simulate_release(
     Parameters
     ----------
     out: folder to write; created.
-    patients, seed, size, positive_rate, pairs, anatomies: see :class:`Simulation`.
-    drain_rate: share of films with a chest drain, (without, with pneumothorax).
+    plan: what to simulate.
     workers: processes; one a CPU core by default.
     data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
     progress: show a progress bar.
@@ -173,36 +196,21 @@ def simulate_release(
     Raises
     ------
     InputError
-        A setting out of range, or ``out`` holds something else.
+        ``out`` holds something else, or what it holds is damaged.
     AnatomyError
         The anatomy cannot be fetched.
     """
-    plan = Simulation(
-        patients,
-        seed,
-        size,
-        positive_rate,
-        pairs,
-        tuple(anatomies),
-        Rates(drain=drain_rate),
-    )
     settings = json.loads(json.dumps(asdict(plan)))
     return _write_patients(
-        plan, range(patients), settings, out, workers, data_dir, progress
+        plan, range(plan.patients), settings, out, workers, data_dir, progress
     )
 
 
 def simulate_films(
     out: Path,
+    plan: Simulation,
     image_ids: Collection[str],
     *,
-    patients: int,
-    seed: int,
-    size: int = 1024,
-    positive_rate: float = 0.22,
-    pairs: bool = False,
-    anatomies: tuple[str, ...] = ANATOMIES,
-    drain_rate: tuple[float, float] = Rates.drain,
     workers: int | None = None,
     data_dir: Path | None = None,
     progress: bool = True,
@@ -215,9 +223,8 @@ def simulate_films(
     Parameters
     ----------
     out: folder to write; created.
+    plan: of the whole release.
     image_ids: ``ImageId`` of the wanted images.
-    patients, seed, size, positive_rate, pairs, anatomies, drain_rate: of the whole
-        release; see :func:`simulate_release`.
     workers, data_dir, progress: see :func:`simulate_release`.
 
     Returns
@@ -230,20 +237,11 @@ def simulate_films(
     InputError
         The release holds no image of such a name.
     """
-    plan = Simulation(
-        patients,
-        seed,
-        size,
-        positive_rate,
-        pairs,
-        tuple(anatomies),
-        Rates(drain=drain_rate),
-    )
     owner = {
         _uid(plan, "image", f"{index}-{film}{twin}"): index
         for index, films in enumerate(_schedule(plan))
         for film, positive in enumerate(films)
-        for twin in (("", "-twin") if positive and pairs else ("",))
+        for twin in (("", "-twin") if positive and plan.pairs else ("",))
     }
     unknown = sorted(set(image_ids) - set(owner))
     if unknown or not image_ids:
@@ -275,7 +273,7 @@ def _write_patients(
     started = out / "unfinished.json"
     parts = out / "unfinished"
     for file in (done, started):
-        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != settings:
+        if file.exists() and _read_json(file, out) != settings:
             raise InputError(
                 f"{out} holds a simulation with other settings (see {file.name}); "
                 "choose another folder or delete this one"
@@ -326,6 +324,16 @@ def _write_patients(
     return out
 
 
+def _read_json(file: Path, damaged: Path) -> Any:
+    """Content of a file; ``damaged`` is what to delete where that is not JSON."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one too
+        raise InputError(
+            f"{file} is damaged ({error}); delete {damaged} and simulate anew"
+        ) from error
+
+
 def _tidy_up(parts: Path, started: Path) -> None:
     shutil.rmtree(parts, ignore_errors=True)
     started.unlink(missing_ok=True)
@@ -334,58 +342,22 @@ def _tidy_up(parts: Path, started: Path) -> None:
 def ensure_release(size: str, settings: Settings | None = None) -> Path:
     """The simulated release of a run size, made on first use.
 
-    ``tiny``: 24 patients at 512 px, half of the images positive.  ``lab``: the images
-    that the lab network learned from, :data:`LAB_TRAIN`.
+    ``tiny``: 24 patients at 512 px, half of the images positive (:data:`TINY`).
+    ``lab``: the images that the lab network learned from (:data:`LAB_TRAIN`).
 
     Returns
     -------
     pathlib.Path
         ``MEDIMG_DATA/pneumothorax-<size>``.
     """
-    data = (settings or get_settings()).data
-    out = data / f"pneumothorax-{size}"
-    if size == "tiny":
-        return simulate_release(
-            out, 24, seed=1, size=512, positive_rate=0.5, data_dir=data
+    plans = {"tiny": TINY, "lab": LAB_TRAIN}
+    if size not in plans:
+        raise InputError(
+            f"there is no simulated release of size {size!r}: the sizes are tiny and "
+            "lab; for paper, point to the real release"
         )
-    if size == "lab":
-        return simulate_release(out, data_dir=data, **LAB_TRAIN)
-    raise InputError(
-        f"there is no simulated release of size {size!r}: the sizes are tiny and lab; "
-        "for paper, point to the real release"
-    )
-
-
-#: The anatomy that no lab network learns from.
-HELD_OUT = "chest2"
-#: Arguments of the lab releases: training, and two tests of unseen patients, one of
-#: anatomies that were trained on and one of the anatomy that was held out.
-LAB_TRAIN: dict[str, Any] = {
-    "patients": 700,
-    "seed": 100,
-    "size": 512,
-    "positive_rate": 0.5,
-    "pairs": True,
-    # drains tell nothing here, so that they cannot be learned as a shortcut
-    "drain_rate": (0.15, 0.15),
-    "anatomies": tuple(a for a in ANATOMIES if a != HELD_OUT),
-}
-LAB_TESTS: dict[str, dict[str, Any]] = {
-    "unseen-patients": {
-        "patients": 134,
-        "seed": 200,
-        "size": 512,
-        "positive_rate": 0.4,
-        "anatomies": tuple(a for a in ANATOMIES if a != HELD_OUT),
-    },
-    "unseen-anatomy": {
-        "patients": 134,
-        "seed": 300,
-        "size": 512,
-        "positive_rate": 0.4,
-        "anatomies": (HELD_OUT,),
-    },
-}
+    data = (settings or get_settings()).data
+    return simulate_release(data / f"pneumothorax-{size}", plans[size], data_dir=data)
 
 
 # --- one patient ----------------------------------------------------------------------
@@ -581,7 +553,7 @@ def _finish(out: Path, parts: Path, indices: Sequence[int]) -> None:
     rows = []
     for index in indices:
         part = parts / f"{index:06d}.json"
-        rows += json.loads(part.read_text(encoding="utf-8"))
+        rows += _read_json(part, damaged=part)
     table = ["ImageId, EncodedPixels"]
     table += [f"{row['ImageId']},{runs}" for row in rows for runs in row["runs"]]
     write_text_atomic(out / "train-rle.csv", "\n".join(table) + "\n")

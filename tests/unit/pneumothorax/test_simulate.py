@@ -8,6 +8,7 @@ import re
 import runpy
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from typer.testing import CliRunner
 from medimg_utils.errors import InputError
 from medimg_utils.io import decode_rle
 from medimg_utils.pneumothorax import simulate
+from medimg_utils.pneumothorax.collapse import Pneumothorax
 from medimg_utils.pneumothorax.dataset import read_siim
-from medimg_utils.pneumothorax.film import _outline
-from medimg_utils.pneumothorax.phantom import ANATOMIES, load_chest
+from medimg_utils.pneumothorax.devices import device_paths
+from medimg_utils.pneumothorax.film import SMALLEST, Radiograph, _outline
+from medimg_utils.pneumothorax.phantom import ANATOMIES, LEFT, RIGHT, load_chest
 from medimg_utils.pneumothorax.simulate import (
     HELD_OUT,
     LAB_TESTS,
@@ -44,7 +47,7 @@ from medimg_utils.pneumothorax.view import make_view
 from medimg_utils.settings import get_settings
 
 SCRIPTS = Path(simulate.__file__).parents[2] / "data_scripts"
-QUIET = {"progress": False}
+HERE = {"data_dir": get_settings().data, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -68,23 +71,16 @@ def fingerprint(root):
 
 # --- bytes ----------------------------------------------------------------------------
 
-SMALL = {
-    "patients": 3,
-    "seed": 4,
-    "size": 96,
-    "positive_rate": 0.5,
-    "pairs": True,
-    "anatomies": ("chest3",),
-    "data_dir": get_settings().data,
-}
+SMALL = Simulation(
+    3, seed=4, size=96, positive_rate=0.5, pairs=True, anatomies=("chest3",)
+)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """Three patients, made by two processes without a break."""
-    return simulate_release(
-        tmp_path_factory.mktemp("two") / "release", workers=2, **SMALL, **QUIET
-    )
+    out = tmp_path_factory.mktemp("two") / "release"
+    return simulate_release(out, SMALL, workers=2, **HERE)
 
 
 def test_interrupted_and_resumed_by_one_process_gives_the_same_bytes(
@@ -104,14 +100,14 @@ def test_interrupted_and_resumed_by_one_process_gives_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(simulate, "_simulate_patient", die)
         with pytest.raises(KeyboardInterrupt):
-            simulate_release(out, workers=1, **SMALL, **QUIET)
+            simulate_release(out, SMALL, workers=1, **HERE)
     assert not (out / "train-rle.csv").exists()
     assert not (out / "simulation.json").exists()
     done = []
     monkeypatch.setattr(
         simulate, "_simulate_patient", lambda *job: (done.append(job[1]), whole(*job))
     )
-    simulate_release(out, workers=1, **SMALL, **QUIET)
+    simulate_release(out, SMALL, workers=1, **HERE)
     assert done == [1, 2]
     assert fingerprint(out) == fingerprint(small)
 
@@ -119,23 +115,22 @@ def test_interrupted_and_resumed_by_one_process_gives_the_same_bytes(
 def test_a_finished_release_is_not_touched(small, monkeypatch):
     before = fingerprint(small)
     monkeypatch.setattr(simulate, "prepare", None)  # a call would fail
-    assert simulate_release(small, **SMALL, **QUIET) == small
+    assert simulate_release(small, SMALL, **HERE) == small
     assert fingerprint(small) == before
 
 
 def test_a_few_films_of_a_release_have_the_bytes_of_the_whole(small, tmp_path):
     row = truth(small)[0]
-    plan = {**SMALL, "workers": 1} | QUIET
-    simulate_films(tmp_path / "some", [row["ImageId"]], **plan)
+    simulate_films(tmp_path / "some", SMALL, [row["ImageId"]], workers=1, **HERE)
     wanted = {r["ImageId"] for r in truth(small) if r["patient"] == row["patient"]}
     found = fingerprint(tmp_path / "some")
     images = {name: digest for name, digest in found.items() if name.endswith(".dcm")}
     assert {Path(name).stem for name in images} == wanted
     assert images.items() <= fingerprint(small).items()
     with pytest.raises(InputError, match=r"1 of 1 images are not.*1\.2\.3"):
-        simulate_films(tmp_path / "none", ["1.2.3"], **plan)
+        simulate_films(tmp_path / "none", SMALL, ["1.2.3"], **HERE)
     with pytest.raises(InputError, match="none was named"):
-        simulate_films(tmp_path / "none", [], **plan)
+        simulate_films(tmp_path / "none", SMALL, [], **HERE)
     assert not (tmp_path / "none").exists()
 
 
@@ -144,7 +139,7 @@ def test_a_break_while_tidying_up_is_mended(small, tmp_path):
     (out / "unfinished").mkdir()
     (out / "unfinished" / "000000.json").write_text("[]")
     shutil.copy(out / "simulation.json", out / "unfinished.json")
-    simulate_release(out, **SMALL, **QUIET)
+    simulate_release(out, SMALL, **HERE)
     assert fingerprint(out) == fingerprint(small)
 
 
@@ -155,13 +150,13 @@ def test_a_break_while_tidying_up_is_mended(small, tmp_path):
         {"size": 128},
         {"patients": 2},
         {"pairs": False},
-        {"drain_rate": (0, 0)},
+        {"rates": Rates(drain=(0, 0))},
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused(small, change):
     before = fingerprint(small)
     with pytest.raises(InputError, match="other settings"):
-        simulate_release(small, **(SMALL | change), **QUIET)
+        simulate_release(small, replace(SMALL, **change), **HERE)
     assert fingerprint(small) == before
 
 
@@ -205,18 +200,67 @@ def test_pairs_share_everything_but_the_collapse(small):
         assert abs(change[mask]).mean() > abs(change[~mask]).mean()
 
 
+def test_the_twin_of_a_tension_pneumothorax_has_its_mediastinum_back(
+    tmp_path, monkeypatch
+):
+    """Geometry and technique are those of the film: only air and push are gone."""
+    seen = []
+
+    def note(view, girdle, gap):
+        seen.append((view, gap))
+        empty = np.zeros((view.size, view.size), bool)
+        pixels = empty.astype(np.uint8)
+        return Radiograph(pixels, empty, empty, view.pixel_mm, ())
+
+    monkeypatch.setattr(simulate, "render", note)
+    monkeypatch.setattr(
+        simulate,
+        "random_pneumothorax",
+        lambda area, generator: Pneumothorax(LEFT, "tension", 1, area),
+    )
+    monkeypatch.setattr(simulate, "random_area", lambda generator: 0.04)
+    simulate._simulate_patient(SMALL, 0, [True], tmp_path, get_settings().data)
+    (pushed, gap), (twin, none) = seen
+    assert gap is not None
+    assert none is None
+    assert twin.geometry == pushed.geometry
+    assert twin.technique == pushed.technique
+    assert twin.technique.drain_side == LEFT
+    calm = make_view(twin.chest, twin.patient, twin.technique, twin.size)
+    assert torch.equal(twin.deformation.bend, calm.deformation.bend)
+    low, high = twin.chest.lungs[LEFT]
+    heart = (low + high)[None] / 2
+    heart[0, 0] = twin.chest.midline
+    # air on the left pushes the heart to the right, which is on the left of the film
+    assert pushed.pixels(heart)[0, 1] < twin.pixels(heart)[0, 1] - 2
+
+
+def test_drains_lie_on_the_side_of_the_pneumothorax():
+    data, sides = get_settings().data, set()
+    for index in range(6):
+        generator = np.random.default_rng([8, index])
+        patient = random_patient(("chest3",), Rates(), generator)
+        technique = random_technique(Rates(), True, generator)
+        technique = replace(technique, devices=("drain",))
+        view = make_view(load_chest("chest3", data), patient, technique, 96)
+        posed, (cavity, _), found = simulate._collapse_somehow(view, generator)
+        assert posed.technique.drain_side == found.side == cavity.side
+        metal = device_paths(posed)
+        x, _ = posed.film_mm()  # grows to the patient's right
+        right = float((metal * (x > 0)).sum() / metal.sum())
+        assert right > 0.98 if found.side == RIGHT else right < 0.02
+        sides.add(found.side)
+    assert sides == {RIGHT, LEFT}
+
+
 def test_the_workers_leave_the_number_of_threads_alone(tmp_path):
     torch.set_num_threads(2)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(simulate, "render", None)  # fails at the first film
+            healthy = replace(SMALL, positive_rate=0.0)
             with pytest.raises(TypeError):
-                simulate_release(
-                    tmp_path / "out",
-                    workers=1,
-                    **(SMALL | {"positive_rate": 0.0}),
-                    **QUIET,
-                )
+                simulate_release(tmp_path / "out", healthy, workers=1, **HERE)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -235,24 +279,52 @@ def test_the_workers_leave_the_number_of_threads_alone(tmp_path):
         ({"seed": -1}, "seed is -1"),
         ({"anatomies": ("chest1", "chest7")}, r"\['chest7'\].*chest1, chest2"),
         ({"anatomies": ()}, "no anatomy"),
-        ({"drain_rate": (0.1, 1.2)}, r"drain.*0\.1.*1\.2.*0 to 1"),
-        ({"drain_rate": (-0.1, 0.2)}, "drain"),
-        ({"workers": -2}, "workers is -2"),
+        ({"rates": Rates(drain=(0.1, 1.2))}, r"drain.*0\.1.*1\.2.*0 to 1"),
+        ({"rates": Rates(drain=(-0.1, 0.2))}, "drain"),
     ],
 )
-def test_bad_settings_are_refused_before_anything_is_written(tmp_path, change, message):
+def test_bad_settings_are_refused(change, message):
     with pytest.raises(InputError, match=message):
-        simulate_release(tmp_path / "out", **(SMALL | change), **QUIET)
+        replace(SMALL, **change)
+
+
+def test_a_bad_number_of_workers_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="workers is -2"):
+        simulate_release(tmp_path / "out", SMALL, workers=-2, **HERE)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not empty"):
-        simulate_release(tmp_path, **SMALL, **QUIET)
+        simulate_release(tmp_path, SMALL, **HERE)
     with pytest.raises(InputError, match="not a folder"):
-        simulate_release(tmp_path / "thesis.txt", **SMALL, **QUIET)
+        simulate_release(tmp_path / "thesis.txt", SMALL, **HERE)
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", ["simulation.json", "unfinished.json"])
+@pytest.mark.parametrize("content", [b"", b'{"patients": 3', b"\xff\x00"])
+def test_damaged_settings_are_an_error_that_says_what_to_delete(
+    tmp_path, name, content
+):
+    out = tmp_path / "release"
+    out.mkdir()
+    (out / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} is damaged.*delete .*release and"):
+        simulate_release(out, SMALL, **HERE)
+    assert (out / name).read_bytes() == content
+    assert len(list(out.iterdir())) == 1
+
+
+def test_a_damaged_part_is_an_error_that_says_to_delete_it(small, tmp_path):
+    out = shutil.copytree(small, tmp_path / "release")
+    (out / "simulation.json").rename(out / "unfinished.json")
+    (out / "unfinished").mkdir()
+    for index in range(SMALL.patients):
+        (out / "unfinished" / f"{index:06d}.json").write_text("[{")
+    with pytest.raises(InputError, match=r"is damaged.*delete .*000000\.json and"):
+        simulate_release(out, SMALL, workers=1, **HERE)
 
 
 def test_sizes_without_a_simulated_release_are_refused():
@@ -298,15 +370,10 @@ def test_the_command_line_passes_its_options_on(tmp_path, monkeypatch):
     words = "--out x --patients 5 --seed 6 --size 128 --positive-rate 0.3 --pairs"
     words += " --drain-rate 0.1 0.9"
     assert script("simulate", "pneumothorax", *words.split()).exit_code == 0
-    (out, patients, seed), options = calls[0]
-    assert (out, patients, seed) == (Path("x"), 5, 6)
-    assert options == {
-        "size": 128,
-        "positive_rate": 0.3,
-        "pairs": True,
-        "drain_rate": (0.1, 0.9),
-        "workers": None,
-    }
+    plan = Simulation(
+        5, 6, size=128, positive_rate=0.3, pairs=True, rates=Rates(drain=(0.1, 0.9))
+    )
+    assert calls == [((Path("x"), plan), {"workers": None})]
 
 
 # --- numbers --------------------------------------------------------------------------
@@ -332,9 +399,8 @@ def test_positive_patients_have_films_from_before_or_after():
 
 def siim_cdf(areas):
     levels = [0.0, *SIIM_AREAS, 1.0]
-    return np.interp(
-        np.log(areas), np.log([0.0005, *SIIM_AREAS.values(), 0.08]), levels
-    )
+    ends = [SMALLEST, *SIIM_AREAS.values(), 0.08]
+    return np.interp(np.log(areas), np.log(ends), levels)
 
 
 def test_drawn_areas_have_the_quantiles_of_siim():
@@ -342,7 +408,7 @@ def test_drawn_areas_have_the_quantiles_of_siim():
     drawn = [random_area(generator) for _ in range(20000)]
     for level, area in SIIM_AREAS.items():
         assert np.quantile(drawn, level) == pytest.approx(area, rel=0.06)
-    assert min(drawn) >= 0.0005
+    assert min(drawn) >= SMALLEST
     assert max(drawn) <= 0.08
 
 
@@ -381,6 +447,7 @@ def test_the_reader_reads_what_was_written(tiny):
             masks = [decode_rle(runs, (512, 512)) for runs in record.rle]
             mask = functools.reduce(np.logical_or, masks)
             assert mask.mean() == pytest.approx(float(row["area"]), abs=1e-6)
+            assert mask.mean() >= SMALLEST
             middle = np.nonzero(mask)[1].mean()
             assert (middle < 256) == (row["side"] == "R")  # the right is on the left
             assert row["kind"]
@@ -472,9 +539,10 @@ def test_no_gap_of_the_tiny_release_is_clipped_to_black(tiny):
 
 
 def test_the_lab_releases_keep_patients_and_an_anatomy_apart():
-    assert HELD_OUT not in LAB_TRAIN["anatomies"]
-    assert LAB_TESTS["unseen-anatomy"]["anatomies"] == (HELD_OUT,)
-    assert HELD_OUT not in LAB_TESTS["unseen-patients"]["anatomies"]
-    seeds = [LAB_TRAIN["seed"], *(test["seed"] for test in LAB_TESTS.values())]
+    assert HELD_OUT not in LAB_TRAIN.anatomies
+    assert LAB_TESTS["unseen-anatomy"].anatomies == (HELD_OUT,)
+    assert LAB_TESTS["unseen-patients"].anatomies == LAB_TRAIN.anatomies
+    assert {HELD_OUT, *LAB_TRAIN.anatomies} == set(ANATOMIES)
+    seeds = [LAB_TRAIN.seed, *(test.seed for test in LAB_TESTS.values())]
     assert len(set(seeds)) == len(seeds)
-    assert LAB_TRAIN["drain_rate"][0] == LAB_TRAIN["drain_rate"][1]
+    assert LAB_TRAIN.rates.drain[0] == LAB_TRAIN.rates.drain[1]
