@@ -1,0 +1,51 @@
+"""The shoulder girdle is turned, not bent, and stands where shoulders are."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from medimg_utils.pneumothorax.girdle import _align, girdle_path
+
+DIRECTION = st.tuples(*[st.floats(-1, 1)] * 3)
+
+
+@given(DIRECTION, DIRECTION)
+def test_one_direction_is_turned_into_another(source, target):
+    a, b = torch.tensor(source), torch.tensor(target)
+    assume(a.norm() > 0.1 and b.norm() > 0.1)
+    a, b = a / a.norm(), b / b.norm()
+    assume(a @ b > -0.9)  # the clavicle is never turned about
+    turn = _align(a, b)
+    torch.testing.assert_close(turn @ a, b, atol=1e-4, rtol=0)
+    torch.testing.assert_close(turn @ turn.T, torch.eye(3), atol=1e-4, rtol=0)
+    assert float(torch.linalg.det(turn)) == pytest.approx(1, abs=1e-4)
+
+
+def test_both_shoulders_stand_beside_the_apices(pose, girdle):
+    view = pose("chest1", 0, lungs_share=0.66, offset=(0.0, 0.0))
+    path = girdle_path(view, girdle)
+    x, z = view.film_mm()
+    total = path.sum()
+    assert float((path * (x > 0)).sum() / total) == pytest.approx(0.5, abs=0.1)
+    assert float((path * (x.abs() < 15)).sum() / total) < 0.05
+    assert float((path * (z < -200)).sum() / total) < 0.1
+
+
+def test_the_girdle_has_the_mass_of_its_bones(pose, girdle):
+    """Without humeri, which reach beyond the film, all of it is on the film.
+
+    A cone of rays magnifies the area but not the path, so compare in the film's plane.
+    """
+    view = pose("chest1", 0, lungs_share=0.66, offset=(0.0, 0.0))
+    bones = {**girdle, "humerus": girdle["humerus"][:0]}
+    doubled = {
+        name: bone * torch.tensor([1.0, 1, 1, 2]) for name, bone in bones.items()
+    }
+    one, two = girdle_path(view, bones), girdle_path(view, doubled)
+    torch.testing.assert_close(two, 2 * one, atol=1e-4, rtol=1e-4)
+    low, high = view.chest.lungs[:, 0].amin(0), view.chest.lungs[:, 1].amax(0)
+    size = view.patient.girdle * float(high[0] - low[0]) / 252 * 0.97
+    grams = 2 * size**3 * sum(float(bone[:, 3].sum()) for bone in bones.values())
+    found = float(one.sum()) * view.pixel_mm**2
+    assert found == pytest.approx(grams, rel=0.01)
