@@ -343,7 +343,8 @@ def ensure_release(size: str, settings: Settings | None = None) -> Path:
     """The simulated release of a run size, made on first use.
 
     ``tiny``: 24 patients at 512 px, half of the images positive (:data:`TINY`).
-    ``lab``: the images that the lab network learned from (:data:`LAB_TRAIN`).
+    ``lab``: the images that the lab network learned from (:data:`LAB_TRAIN`).  What an
+    older :data:`VERSION` of the simulation left there is made anew.
 
     Returns
     -------
@@ -357,7 +358,11 @@ def ensure_release(size: str, settings: Settings | None = None) -> Path:
             "lab; for paper, point to the real release"
         )
     data = (settings or get_settings()).data
-    return simulate_release(data / f"pneumothorax-{size}", plans[size], data_dir=data)
+    out = data / f"pneumothorax-{size}"
+    for file in (out / "simulation.json", out / "unfinished.json"):
+        if file.is_file() and _read_json(file, out).get("version", VERSION) < VERSION:
+            shutil.rmtree(out)
+    return simulate_release(out, plans[size], data_dir=data)
 
 
 # --- one patient ----------------------------------------------------------------------

@@ -32,6 +32,7 @@ from medimg_utils.pneumothorax.simulate import (
     LAB_TESTS,
     LAB_TRAIN,
     SIIM_AREAS,
+    VERSION,
     Simulation,
     ensure_release,
     random_area,
@@ -330,6 +331,20 @@ def test_a_damaged_part_is_an_error_that_says_to_delete_it(small, tmp_path):
 def test_sizes_without_a_simulated_release_are_refused():
     with pytest.raises(InputError, match=r"'paper'.*tiny and lab.*real release"):
         ensure_release("paper", get_settings())
+
+
+def test_a_release_of_an_older_version_is_made_anew(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        simulate, "simulate_release", lambda out, plan, **_: made.append(out.exists())
+    )
+    settings = replace(get_settings(), data=tmp_path)
+    out = tmp_path / "pneumothorax-tiny"
+    for version in (VERSION - 1, VERSION):
+        out.mkdir(exist_ok=True)
+        (out / "simulation.json").write_text(json.dumps({"version": version}))
+        ensure_release("tiny", settings)
+    assert made == [False, True]  # the older one was removed, the present one kept
 
 
 def script(name, *words):
