@@ -6,12 +6,14 @@ Runs each notebook in an empty folder at the present MEDIMG_SIZE and stores minu
 memory as the result NAME-needs. Measure on a machine that does nothing else.
 """
 
+import multiprocessing
 import os
 import platform
 import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -52,7 +54,10 @@ def main(arguments: list[str]) -> int:
     for path in map(Path, arguments):
         name = f"{path.stem}-needs"
         stored = results.load(name)["sizes"] if name in results.names() else {}
-        sizes = {**stored, settings.size: measure(path)}
+        # in a process of its own, whose peak memory is that of this notebook alone
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            sizes = {**stored, settings.size: pool.submit(measure, path).result()}
         results.save(
             name,
             {"sizes": sizes},

@@ -324,14 +324,17 @@ def _write_patients(
     return out
 
 
-def _read_json(file: Path, damaged: Path) -> Any:
-    """Content of a file; ``damaged`` is what to delete where that is not JSON."""
+def _read_json(file: Path, damaged: Path, kind: type = dict) -> Any:
+    """Content of a file; ``damaged`` is what to delete where that is not such JSON."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one too
+        value = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(value, kind):
+            raise ValueError(f"it holds a {type(value).__name__}")
+    except ValueError as error:  # so are errors of JSON and of UTF-8
         raise InputError(
             f"{file} is damaged ({error}); delete {damaged} and simulate anew"
         ) from error
+    return value
 
 
 def _tidy_up(parts: Path, started: Path) -> None:
@@ -558,7 +561,7 @@ def _finish(out: Path, parts: Path, indices: Sequence[int]) -> None:
     rows = []
     for index in indices:
         part = parts / f"{index:06d}.json"
-        rows += _read_json(part, damaged=part)
+        rows += _read_json(part, damaged=part, kind=list)
     table = ["ImageId, EncodedPixels"]
     table += [f"{row['ImageId']},{runs}" for row in rows for runs in row["runs"]]
     write_text_atomic(out / "train-rle.csv", "\n".join(table) + "\n")

@@ -305,7 +305,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["simulation.json", "unfinished.json"])
-@pytest.mark.parametrize("content", [b"", b'{"patients": 3', b"\xff\x00"])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"patients": 3', b"\xff\x00"])
 def test_damaged_settings_are_an_error_that_says_what_to_delete(
     tmp_path, name, content
 ):
