@@ -240,7 +240,7 @@ def null_time(t1: float, tr: float, train: float = 0.0) -> float:
     ``T1 ln(2 / (1 + exp(-(TR - train) / T1)))``; T1 ln 2 if TR is long.
 
     >>> round(null_time(4163.0, 9000.0))
-    2435
+    2432
     """
     return t1 * math.log(2 / (1 + math.exp(-(tr - train) / t1)))
 
