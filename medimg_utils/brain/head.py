@@ -180,8 +180,10 @@ def make_head(
     brain = _largest(reach)[near]
     shown = volume(brain)
     spread = Tissues(
-        *(volume(v) for v in (tissues.csf, tissues.grey, tissues.white)),
-        {"ventricle": volume(at["ventricle"])},
+        csf=volume(tissues.csf),
+        grey=volume(tissues.grey),
+        white=volume(tissues.white),
+        at={"ventricle": volume(at["ventricle"])},
     )
     shown &= volume(at["surface"] > 0)
     lesion = compose(glioma, (fields[4], fields[5]), spread, shown, spacing)
@@ -208,7 +210,7 @@ def make_head(
         iron=at["iron"].clamp(0, 1),
         blood=_blood(tissues, soft, spacing) * spared,
         dura=_dura(tissues, spacing) * spared,
-        plexus=at["plexus"].clamp(0, 1) * spared,
+        plexus=at["plexus"].clamp(0, 1) * (1 + 2 * soft["spots"]).clamp(0, 1) * spared,
         bone=bone,
         marrow=bone * (3 * soft["bone"]).sigmoid(),
         lesions=_age_lesions(tissues, soft, patient) * spared,
@@ -282,7 +284,12 @@ def _blood(tissues: Tissues, soft: dict[str, Tensor], spacing: float) -> Tensor:
     large = torch.maximum(
         (-at["sinus"] / edge).sigmoid(), (-at["artery"] / edge).sigmoid()
     )
-    large = large * (tissues.csf + tissues.grey * 0.5).clamp(0, 1)
+    # a vessel winds in and out of its drawn course
+    large = (
+        large
+        * (1.2 + 0.9 * soft["slow"]).clamp(0, 1)
+        * (tissues.csf + tissues.grey * 0.5).clamp(0, 1)
+    )
     radius = max(0.75, 0.45 * spacing)
     caliber = (0.75 / radius) ** 2 * (0.4 + 0.9 * (1.5 * soft["crowded"]).sigmoid())
     fine = torch.exp(-((soft["veins"] / radius) ** 2)) * caliber

@@ -38,7 +38,7 @@ from medimg_utils.physics.mr import smooth_field
 from medimg_utils.settings import get_settings
 
 #: Version of the prepared file: raise it when this module changes what it writes.
-VERSION = 1
+VERSION = 2
 #: MNI mm of the middle of the template brain, and of its voxel (0, 0, 0).
 CENTRE = torch.tensor([0.0, -22.0, 9.7])
 _ORIGIN = np.array([-80, -115, -72])
@@ -170,22 +170,23 @@ _FALX = [
     (100, 110),
     (100, -18),
 ]
+Line = list[tuple[float, float, float]]
 #: Axes of large veins and arteries: points in MNI mm (x is mirrored) and radius.
-_VEINS = [
+_VEINS: list[tuple[Line, float]] = [
     ([(2, 2, 14), (2, -15, 18), (2, -30, 14), (0, -40, 6)], 1.3),  # internal cerebral
     ([(12, -12, -12), (15, -25, -8), (8, -36, 0), (0, -40, 5)], 1.2),  # basal vein
     ([(0, -38, 5), (0, -46, 6), (0, -66, -4), (0, -90, -11)], 1.9),  # straight sinus
 ]
-_ARTERIES = [
-    ([(11, 4, -26), (13, 5, -19), (14, 4, -16)], 2.0),  # internal carotid
-    ([(14, 4, -16), (26, 6, -18), (38, 6, -14), (43, 0, -6)], 1.4),  # middle cerebral
+_ARTERIES: list[tuple[Line, float]] = [
+    ([(11, 4, -26), (13, 5, -19), (14, 4, -16)], 1.8),  # internal carotid
+    ([(14, 4, -16), (26, 6, -18), (38, 6, -14), (43, 0, -6)], 1.1),  # middle cerebral
     ([(14, 4, -16), (4, 14, -13), (1.5, 28, -10), (1.5, 39, 4), (1.5, 30, 22)], 1.0),
     ([(14, 4, -17), (12, -8, -17), (8, -16, -17), (0, -16, -18)], 0.8),  # communicating
     ([(0, -16, -18), (0, -20, -28), (0, -22, -38), (5, -26, -52)], 1.6),  # basilar
     ([(0, -16, -18), (10, -18, -17), (20, -26, -12), (22, -38, -6)], 1.0),  # posterior
 ]
 #: Choroid plexus of a lateral ventricle, and of the fourth.
-_PLEXUS = [
+_PLEXUS: list[Line] = [
     [(6, -5, 15), (12, -20, 19), (21, -36, 18), (26, -42, 10), (27, -34, -2)],
     [(0, -47, -34), (6, -46, -38)],
 ]
@@ -249,7 +250,7 @@ def _prepare(data_dir: Path | None) -> dict[str, np.ndarray]:
     plexus = np.zeros(_SHAPE, np.float32)
     for line in _PLEXUS:
         near = _tubes([(line, 0.0)], (x, y, z))
-        plexus = np.maximum(plexus, np.clip(1.6 - near / 2.2, 0, 1))
+        plexus = np.maximum(plexus, np.clip(1.6 - near / 1.7, 0, 1))
     plexus *= np.clip(ventricle + 1.5, 0, 1)
     iron = np.zeros(_SHAPE, np.float32)
     for (a, b, c), (p, q, r) in _IRON:
@@ -382,7 +383,7 @@ def _falx(axes: tuple[Volume, ...], inside: Mask) -> Mask:
     sheet = Polygon(_FALX).contains_points(plane.reshape(-1, 2))
     sheet = sheet.reshape(plane.shape[:2])
     # the surface dips between the hemispheres: bridge the dip
-    near = ndi.binary_closing(inside.any(0), iterations=3)
+    near = ndi.binary_dilation(inside.any(0), iterations=5)
     return (np.abs(x) < 0.5) & (sheet & near)[None]
 
 
@@ -396,7 +397,7 @@ def _tentorium(parts: NDArray[np.int16], csf: Volume, axes: tuple[Volume, ...]) 
 
 
 def _tubes(
-    tubes: list[tuple[list[tuple[float, float, float]], float]],
+    tubes: list[tuple[Line, float]],
     axes: tuple[Volume, ...],
 ) -> Volume:
     """Distance in mm to the walls of tubes (axis and radius), on both sides."""
@@ -425,7 +426,9 @@ def _sinuses(
     """
     _, y, z = axes
     rim = np.abs(surface) < 1.5
-    sagittal = falx & rim & ((z > 5) | ((y < -60) & (z > -12)))
+    # the sinus lies on the brain, in the dura
+    outer = (surface < -0.5) & (surface > -3.5)
+    sagittal = falx & outer & ((z > 5) | ((y < -60) & (z > -12)))
     transverse = tentorium & rim & (y < -42)
     transverse |= ndi.binary_dilation(tentorium, iterations=2) & rim & (y < -42)
     near = np.minimum(
@@ -499,7 +502,7 @@ class Patient:
     seed: of the shape.
     """
 
-    age: int
+    age: float
     sex: str
     scale: tuple[float, float, float]
     degrees: tuple[float, float, float]
@@ -510,7 +513,7 @@ class Patient:
     seed: int
 
 
-def random_patient(age: int, generator: np.random.Generator) -> Patient:
+def random_patient(age: float, generator: np.random.Generator) -> Patient:
     """Draw the shape of a brain for a person of ``age`` years.
 
     Ventricles and sulci widen with age, white-matter lesions become more frequent; the

@@ -215,9 +215,7 @@ def _random_acquisition(
         level=float(np.exp(generator.normal(math.log(300), 0.6))),
         shift=tuple(float(s) for s in generator.normal(0, 0.25, 3)),  # type: ignore[arg-type]
         ghost=float(generator.choice([0.0, u(0.01, 0.05)], p=[0.9, 0.1])),
-        missing=float(
-            generator.choice([0.0, u(0.03, 0.12), -u(0.02, 0.06)], p=[0.95, 0.03, 0.02])
-        ),
+        missing=_missing(generator),
         outliers=int(generator.choice([0, generator.integers(5, 200)], p=[0.93, 0.07]))
         if name == "flair"
         else 0,
@@ -225,6 +223,12 @@ def _random_acquisition(
         unsuppressed=float(u(0.1, 0.8)) if name == "flair" else 0.0,
         seed=int(generator.integers(2**62)),
     )
+
+
+def _missing(generator: np.random.Generator) -> float:
+    """A scan in twenty stops too early, at the lower end or at the upper."""
+    low, high = generator.uniform(0.03, 0.12), -generator.uniform(0.02, 0.06)
+    return float(generator.choice([0.0, low, high], p=[0.95, 0.03, 0.02]))
 
 
 def _flow(name: str, flip: float | None, generator: np.random.Generator) -> float:
@@ -279,7 +283,7 @@ def signal(head: Head, protocol: Protocol, name: str) -> Tensor:
     grey = grey * (1 + 0.02 * head.texture)
     csf = of("csf")
     # refocusing pulses on other slices saturate white matter: magnetisation transfer
-    transfer = 0.93 if name == "flair" else 1.0
+    transfer = 0.87 if name == "flair" else 1.0
     mixed = (
         shares.csf * csf
         + shares.grey * grey
@@ -296,9 +300,9 @@ def signal(head: Head, protocol: Protocol, name: str) -> Tensor:
 
     mixed = cover(mixed, head.plexus, of("plexus", agent["plexus"]))
     mixed = cover(mixed, head.dura, of("dura", agent["dura"]))
-    mixed = cover(mixed, head.blood, of("blood", agent["blood"]) * acquisition.flow)
     mixed = cover(mixed, head.bone, of("bone"))
     mixed = cover(mixed, 0.8 * head.marrow, of("marrow", agent["marrow"]))
+    mixed = cover(mixed, head.blood, of("blood", agent["blood"]) * acquisition.flow)
 
     tumour = torch.nonzero(head.core > 0.02)[:, 0]
     inner = _core_signal(head, protocol, sequence, name, tumour)
