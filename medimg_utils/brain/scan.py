@@ -216,9 +216,7 @@ def _random_acquisition(
         shift=tuple(float(s) for s in generator.normal(0, 0.25, 3)),  # type: ignore[arg-type]
         ghost=float(generator.choice([0.0, u(0.01, 0.05)], p=[0.9, 0.1])),
         missing=_missing(generator),
-        outliers=int(generator.choice([0, generator.integers(5, 200)], p=[0.93, 0.07]))
-        if name == "flair"
-        else 0,
+        outliers=_outliers(generator) if name == "flair" else 0,
         flow=float(_flow(name, flip, generator)),
         unsuppressed=float(u(0.1, 0.8)) if name == "flair" else 0.0,
         seed=int(generator.integers(2**62)),
@@ -229,6 +227,12 @@ def _missing(generator: np.random.Generator) -> float:
     """A scan in twenty stops too early, at the lower end or at the upper."""
     low, high = generator.uniform(0.03, 0.12), -generator.uniform(0.02, 0.06)
     return float(generator.choice([0.0, low, high], p=[0.95, 0.03, 0.02]))
+
+
+def _outliers(generator: np.random.Generator) -> int:
+    """Voxels with absurd values: some in one FLAIR volume of fourteen."""
+    count = int(generator.integers(5, 200))
+    return count if generator.random() < 0.07 else 0
 
 
 def _flow(name: str, flip: float | None, generator: np.random.Generator) -> float:
@@ -404,7 +408,7 @@ def _acquire(
     for d in (1, 2):
         volume = _along(volume, d, _blur(volume.shape[d], 0.45, 0.0))
     back = _between(size, places, shifts[axis] / spacing)
-    return torch.movedim(_along(volume, 0, back), 0, axis)
+    return torch.movedim(_along(volume, 0, back), 0, axis).contiguous()
 
 
 def _along(volume: Tensor, dim: int, weights: Tensor) -> Tensor:
