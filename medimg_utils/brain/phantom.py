@@ -675,7 +675,7 @@ class Tissues:
 
 
 #: Levels of the potential at the two surfaces of the cortex.
-_WHITE_LEVEL, _CSF_LEVEL = 0.40, -0.24
+_WHITE_LEVEL, _CSF_LEVEL = 0.45, -0.24
 
 
 def sample_tissues(
