@@ -9,7 +9,7 @@ whether a score of 0.7 means 70 %. Every function takes plain arrays. What is un
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -370,3 +370,62 @@ def expected_calibration_error(
     mean, share, count = calibration_bins(labels, probabilities, bins)
     filled = count > 0
     return float(np.sum(np.abs(mean - share)[filled] * count[filled]) / count.sum())
+
+
+# ------------------------------------------------------------------------------ summary
+
+
+def detection(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    patients: ArrayLike,
+    threshold: float,
+    specificity: float = 0.9,
+    *,
+    draws: int = 1000,
+) -> dict[str, Any]:
+    """What is told of every detector: AUC, two operating points, calibration.
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,) in [0, 1].
+        patients: (N,) whom each image belongs to; the bootstrap draws patients.
+        threshold: chosen on other patients.
+        specificity: at which the sensitivity is looked up on these patients.
+        draws: of the bootstrap.
+
+    Returns:
+        `auc` (`value`, `delong` and `bootstrap` intervals),
+        `sensitivity_at_specificity`, `operating_point` (of `threshold`), `calibration`.
+        What is undefined is NaN.
+    """
+    truth, values = _labels_and_scores(labels, scores)
+    delong = auc_delong(truth, values)
+    clustered = auc_bootstrap(truth, values, patients, draws=draws)
+    reached = sensitivity_at_specificity(truth, values, specificity)
+    interval = bootstrap(
+        lambda index: (
+            sensitivity_at_specificity(
+                truth[index], values[index], specificity
+            ).sensitivity
+        ),
+        patients,
+        draws=draws,
+    )
+    return {
+        "auc": {
+            "value": delong.value,
+            "delong": [delong.low, delong.high],
+            "bootstrap": [clustered.low, clustered.high],
+        },
+        "sensitivity_at_specificity": {
+            "wanted_specificity": specificity,
+            **reached._asdict(),
+            "bootstrap": [interval.low, interval.high],
+        },
+        "operating_point": at_threshold(truth, values, threshold)._asdict(),
+        "calibration": {
+            "brier": brier(truth, values),
+            "expected_calibration_error": expected_calibration_error(truth, values),
+        },
+    }

@@ -75,18 +75,6 @@ def summarise(
     patients = np.array([case["patient"] for case in cases])
     positives = [case for case in cases if "dice" in case]
     groups = [case["patient"] for case in positives]
-    delong = metrics.auc_delong(labels, scores)
-    clustered = metrics.auc_bootstrap(labels, scores, patients, draws=draws)
-    reached = metrics.sensitivity_at_specificity(labels, scores, specificity)
-    interval = metrics.bootstrap(
-        lambda index: (
-            metrics.sensitivity_at_specificity(
-                labels[index], scores[index], specificity
-            ).sensitivity
-        ),
-        patients,
-        draws=draws,
-    )
 
     def mean(name: str) -> dict[str, Any]:
         values = np.array([case[name] for case in positives], dtype=float)
@@ -112,27 +100,13 @@ def summarise(
             "positives": int(labels.sum()),
             "with_mask": len(positives),
         },
-        "auc": {
-            "value": delong.value,
-            "delong": [delong.low, delong.high],
-            "bootstrap": [clustered.low, clustered.high],
-        },
-        "sensitivity_at_specificity": {
-            "wanted_specificity": specificity,
-            **reached._asdict(),
-            "bootstrap": [interval.low, interval.high],
-        },
-        "operating_point": metrics.at_threshold(labels, scores, threshold)._asdict(),
+        **metrics.detection(
+            labels, scores, patients, threshold, specificity, draws=draws
+        ),
         "dice": mean("dice"),
         "hausdorff95_mm": distance("hausdorff95_mm"),
         "hausdorff95_px": distance("hausdorff95_px"),
         "pointing_game": mean("pointing"),
-        "calibration": {
-            "brier": metrics.brier(labels, scores),
-            "expected_calibration_error": metrics.expected_calibration_error(
-                labels, scores
-            ),
-        },
     }
 
 
