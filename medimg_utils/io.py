@@ -638,7 +638,13 @@ def write_png_atomic(path: str | os.PathLike[str], pixels: NDArray[Any]) -> None
         Image.fromarray(pixels).save(partial, format="PNG")
 
 
-def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> None:
+def check_outputs(
+    inputs: Sequence[Path],
+    out: Path,
+    endings: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+) -> None:
     """Refuse, before anything is written, what would overwrite or escape.
 
     Each input NAME.ending is to become `out`/NAME + each of `endings`.
@@ -647,6 +653,7 @@ def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> 
         inputs: files that exist.
         out: folder of the results; may not exist yet.
         endings: of the results.
+        names: of the results, where several files make one; the inputs' own where None.
 
     Raises:
         InputError: says which file stands in the way and what to do.
@@ -658,24 +665,29 @@ def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> 
     missing = [str(path) for path in inputs if not path.is_file()]
     if missing:
         raise InputError(f"there is no file {', '.join(missing)}. Check the path.")
-    seen: dict[str, Path] = {}
-    for path in inputs:
-        unsafe = path.stem in (".", "..") or any(
-            sign in '/\\:*?"<>|' or not sign.isprintable() for sign in path.stem
+    wanted = (
+        [(path.stem, str(path)) for path in inputs]
+        if names is None
+        else [(name, name) for name in names]
+    )
+    seen: dict[str, str] = {}
+    for name, source in wanted:
+        unsafe = name in (".", "..") or any(
+            sign in '/\\:*?"<>|' or not sign.isprintable() for sign in name
         )
-        if unsafe or max(len(f"{path.stem}{end}".encode()) for end in endings) > 255:
+        if unsafe or max(len(f"{name}{end}".encode()) for end in endings) > 255:
             raise InputError(
-                f"{path.name!r} cannot name the results: it holds signs that not every system "
+                f"{source!r} cannot name the results: it holds signs that not every system "
                 "allows in file names, or is too long. Rename the file."
             )
-        if other := seen.get(path.stem.casefold()):
+        if other := seen.get(name.casefold()):
             raise InputError(
-                f"{other} and {path} would both write {path.stem}{endings[-1]} (capitals do not "
+                f"{other} and {source} would both write {name}{endings[-1]} (capitals do not "
                 "count). Rename one, or write them into different folders."
             )
-        seen[path.stem.casefold()] = path
+        seen[name.casefold()] = source
     results = {
-        (out / f"{path.stem}{end}").resolve() for path in inputs for end in endings
+        (out / f"{name}{end}").resolve() for name, _ in wanted for end in endings
     }
     for path in inputs:
         if path.resolve() in results:

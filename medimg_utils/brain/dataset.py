@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +68,9 @@ from medimg_utils.release import (
 from medimg_utils.training import stable_seed
 
 SURVIVAL_TABLES = ("survival_data.csv", "survival_info.csv")
-STRAY_MASK = re.compile(r"\w+_\d{4}\.\d\d\.\d\d_Segm\.nii(\.gz)?")  # BraTS 2020, case 355
+STRAY_MASK = re.compile(
+    r"\w+_\d{4}\.\d\d\.\d\d_Segm\.nii(\.gz)?"
+)  # BraTS 2020, case 355
 
 
 # ---------------------------------------------------------------------------------- layouts
@@ -100,7 +101,7 @@ class Layout:
         >>> LAYOUTS["brats2018"].values
         (0, 1, 2, 4)
         """
-        first = {}
+        first: dict[int, int] = {}
         for theirs, ours in self.labels.items():
             first.setdefault(ours, theirs)
         return first[0], first[1], first[2], first[3]
@@ -110,7 +111,9 @@ def _layout(
     name: str, title: str, case: str, kinds: Sequence[str], labels: dict[int, int]
 ) -> Layout:
     separator = "-" if "t1n" in kinds else "_"
-    ending = rf"{separator}(?P<kind>{'|'.join(kinds)})" if name != "msd" else "(?P<kind>)"
+    ending = (
+        rf"{separator}(?P<kind>{'|'.join(kinds)})" if name != "msd" else "(?P<kind>)"
+    )
     pattern = re.compile(rf"(?P<case>{case}){ending}\.nii(\.gz)?")
     return Layout(name, title, pattern, tuple(kinds), labels)  # type: ignore[arg-type]
 
@@ -308,7 +311,9 @@ def _group(folder: Path, names: Sequence[str]) -> Files:
         for layout in LAYOUTS.values():
             match = layout.pattern.fullmatch(name)
             if match and layout.name != "msd":
-                kinds = found.setdefault((layout.name, match["case"]), defaultdict(list))
+                kinds = found.setdefault(
+                    (layout.name, match["case"]), defaultdict(list)
+                )
                 kinds[match["kind"]].append(folder / name)
     stray = [name for name in names if STRAY_MASK.fullmatch(name)]
     if len(found) == 1 and len(stray) == 1:
@@ -389,7 +394,9 @@ def _check_msd(root: Path) -> None:
             "T2w in this order."
         )
     expected = ("background", "edema", "non-enhancing", "enhancing")
-    if any(not text.startswith(word) for text, word in zip(labels, expected, strict=True)):
+    if any(
+        not text.startswith(word) for text, word in zip(labels, expected, strict=True)
+    ):
         raise DatasetError(
             f"{path} lists the labels {labels}, but Task01 has 1 edema, 2 non-enhancing "
             "tumor, 3 enhancing tumour."
@@ -537,7 +544,9 @@ def _single(path: Path) -> Volume:
     if voxels.ndim == 4 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     if voxels.ndim != 3:
-        raise ImageError(f"{path} holds {voxels.shape[-1]} volumes, but one is expected.")
+        raise ImageError(
+            f"{path} holds {voxels.shape[-1]} volumes, but one is expected."
+        )
     return Volume(voxels, volume.affine)
 
 
@@ -629,7 +638,9 @@ def prepare_scan(case: Case, scan: Scan, voxel: float) -> Prepared:
     try:
         return prepare(scan.images, scan.spacing, voxel, scan.labels)
     except IntensityError as error:
-        raise DatasetError(f"{case.images[0].parent}, {case.case_id}: {error}") from error
+        raise DatasetError(
+            f"{case.images[0].parent}, {case.case_id}: {error}"
+        ) from error
 
 
 def _stored(case: Case, voxel: float, cache: Path) -> Prepared:
@@ -787,8 +798,9 @@ class Patches(_Volumes):
         self.places = []
         for one in self.prepared:
             target = _target(one)
-            tumour = target.any(axis=0)
-            self.boxes.append(bounding_box(tumour if tumour.any() else ~tumour))
+            tumour = target.max(axis=0) > 0
+            everywhere = np.ones_like(tumour)  # a case without tumour
+            self.boxes.append(bounding_box(tumour if tumour.any() else everywhere))
             self.places.append(grid_places(target, side, least=least))
 
     def __len__(self) -> int:
@@ -837,7 +849,10 @@ def _shares(prepared: Prepared) -> Tensor:
 
 
 def grid_places(
-    target: NDArray[np.uint8], side: int = SIDE, stride: int = STRIDE, least: float = 320
+    target: NDArray[np.uint8],
+    side: int = SIDE,
+    stride: int = STRIDE,
+    least: float = 320,
 ) -> NDArray[np.int64]:
     """Starts of those patches of a grid that hold enough of everything.
 
@@ -977,7 +992,8 @@ def _voxel_checks(cases: Sequence[Case], progress: bool) -> list[Check]:
         for name in ("files", "intensities")
     }
     grids = Counter(
-        f"{_times(shape)} voxels of {sizes} mm, {axes}" for shape, sizes, axes, *_ in facts
+        f"{_times(shape)} voxels of {sizes} mm, {axes}"
+        for shape, sizes, axes, *_ in facts
     )
     extreme = sum(bool(count) for *_, count, _ in facts)
     volumes = [shares for *_, shares in facts if shares is not None]
@@ -986,9 +1002,7 @@ def _voxel_checks(cases: Sequence[Case], progress: bool) -> list[Check]:
     text = f"{len(volumes)} masks"
     if volumes:
         core, oedema, enhancing = np.median(volumes, axis=0)
-        text += (
-            f"; median core {core:.1f}, oedema {oedema:.1f}, enhancing {enhancing:.1f} cm³"
-        )
+        text += f"; median core {core:.1f}, oedema {oedema:.1f}, enhancing {enhancing:.1f} cm³"
     return [
         Check(
             "files",
@@ -1006,7 +1020,10 @@ def _voxel_checks(cases: Sequence[Case], progress: bool) -> list[Check]:
             "masks",
             text,
             notes=count_notes(
-                (len(facts) - len(volumes), "cases without a mask (not used in training)"),
+                (
+                    len(facts) - len(volumes),
+                    "cases without a mask (not used in training)",
+                ),
                 (empty, "masks without any tumour"),
                 (dull, "tumours without an enhancing part"),
             ),

@@ -80,9 +80,7 @@ def measure_all(
     }
 
 
-def dices(
-    predicted: NDArray[np.uint8], truth: NDArray[np.uint8]
-) -> dict[str, float]:
+def dices(predicted: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, float]:
     """Dice of WT, TC and ET alone: enough to choose an epoch or to compare modes."""
     return {
         name: metrics.dice(region(predicted, name), region(truth, name))

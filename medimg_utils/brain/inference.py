@@ -4,11 +4,11 @@ Instance normalisation takes mean and spread from the tile at hand, so a voxel's
 depends on where the tiles lie. That leaves three ways, and their price differs a
 hundredfold:
 
-| mode | tiles | statistics | arithmetic |
+| mode | tiles | statistics | numbers |
 |---|---|---|---|
-| `reference` | each 9 voxels, as published: each voxel is seen up to 64 times | of the tile | float32 |
-| `fast` | two interleaved grids of 18, without tiles that miss the tumour | of the tile | bfloat16 |
-| `one-pass` | the whole box at once: each voxel is computed once | fixed in training | bfloat16 |
+| `reference` | each 9 voxels, as published | of the tile | float32 |
+| `fast` | two interleaved grids of 18; only what meets the tumour | of the tile | bfloat16 |
+| `one-pass` | the whole box at once | fixed in training | bfloat16 |
 
 bfloat16 is used where the processor computes in it, with the channels of a voxel side by
 side in memory (`channels_last_3d`); elsewhere all modes compute in float32.
@@ -83,7 +83,7 @@ def ready(network: nn.Module, *, exact: bool = False) -> Engine:
     dtype = torch.bfloat16 if half else torch.float32
     layout = torch.contiguous_format if exact else torch.channels_last_3d
     own = copy.deepcopy(network).eval().to(device, dtype)
-    return Engine(own.to(memory_format=layout), device, dtype, layout)  # type: ignore[call-overload]
+    return Engine(own.to(memory_format=layout), device, dtype, layout)
 
 
 # --------------------------------------------------------------------------------- step 1

@@ -258,7 +258,9 @@ class UnpaddedUNet(UNet3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 5, D, H, W) → logits (B, 4, D − 88, H − 88, W − 88); see `valid_size`."""
-        if any(size != valid_size(size - 2 * BORDER) + 2 * BORDER for size in x.shape[2:]):
+        if any(
+            size != valid_size(size - 2 * BORDER) + 2 * BORDER for size in x.shape[2:]
+        ):
             raise ValueError(
                 "depth, height and width must be 92, 100, 108 and so on, not "
                 f"{tuple(x.shape[2:])}."
@@ -292,25 +294,24 @@ def fix_statistics(network: UnpaddedUNet, patches: Sequence[Tensor]) -> Unpadded
 
     Args:
         network: with instance normalisation; not changed.
-        patches: (1, 5, D, H, W) inputs of training.
+        patches: (1, 5, D, H, W) inputs of training, all of one size.
 
     Returns:
         A network with the same parameters, and `FixedNorm` throughout.
     """
     layers = [m for m in network.modules() if isinstance(m, InstanceNorm)]
-    sums = {layer: torch.zeros(3, layer.channels, dtype=torch.float64) for layer in layers}
+    moments: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
 
     def collect(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].double().movedim(1, 0).flatten(1).cpu()
-        sums[layer] += torch.stack(  # type: ignore[index]
-            [torch.full((len(x),), float(x.shape[1])), x.sum(1), x.square().sum(1)]
-        )
+        variance, mean = torch.var_mean(inputs[0].float(), (0, 2, 3, 4), correction=0)
+        moments[layer].append(torch.stack([mean, variance + mean**2]).double().cpu())
 
     hooks = [layer.register_forward_pre_hook(collect) for layer in layers]
+    device = next(network.parameters()).device
     try:
         with torch.inference_mode():
             for patch in patches:
-                network(patch)
+                network(patch.to(device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -318,10 +319,9 @@ def fix_statistics(network: UnpaddedUNet, patches: Sequence[Tensor]) -> Unpadded
     fixed.load_state_dict(network.state_dict(), strict=False)
     targets = [m for m in fixed.modules() if isinstance(m, FixedNorm)]
     for source, target in zip(layers, targets, strict=True):
-        count, total, squares = sums[source]
-        mean = total / count
+        mean, square = torch.stack(moments[source]).mean(dim=0)
         target.mean.copy_(mean)
-        target.variance.copy_((squares / count - mean**2).clamp(min=1e-8))
+        target.variance.copy_((square - mean**2).clamp(min=1e-8))
     return fixed
 
 

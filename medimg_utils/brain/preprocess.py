@@ -197,7 +197,7 @@ class Grid(NamedTuple):
         back = [1 / step for step in self.steps]
         return resample(volume, self.box_shape, back)
 
-    def to_volume(self, box: NDArray[np.generic]) -> NDArray[np.generic]:
+    def to_volume(self, box: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(D, H, W) of the box → the whole volume, 0 outside."""
         out = np.zeros(self.shape, box.dtype)
         out[self.box] = box

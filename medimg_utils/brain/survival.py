@@ -65,7 +65,9 @@ def features(
     return {"distance_mm": distance, **dict(volumes)}
 
 
-def matrix(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> NDArray[np.float64]:
+def matrix(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> NDArray[np.float64]:
     """(N, len(names)) numbers of a cohort.
 
     Raises:
@@ -154,9 +156,7 @@ def from_json(values: Mapping[str, Any]) -> Linear:
     )
 
 
-def fit_linear(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()
-) -> Linear:
+def fit_linear(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> Linear:
     """Least squares of `days` on some features; without any it is the mean.
 
     Args:
@@ -217,7 +217,9 @@ def scores(days: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     truth = np.asarray(days, dtype=np.float64)
     values = np.asarray(predicted, dtype=np.float64)
     if truth.shape != values.shape or not truth.size:
-        raise CohortError(f"{truth.size} survivals do not match {values.size} predictions.")
+        raise CohortError(
+            f"{truth.size} survivals do not match {values.size} predictions."
+        )
     squared = (truth - values) ** 2
     constant = not np.ptp(truth) or not np.ptp(values)
     return {
