@@ -338,8 +338,8 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
         )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ImageError(
-            f"{path} has an affine that cannot be inverted, so the size of a voxel is "
-            "unknown. Convert it again from the original."
+            f"{path} has an affine that cannot be inverted, so the size of its voxels is "
+            "not known. Convert it again from the original."
         )
     if not np.isfinite(voxels).all():
         count = int(voxels.size - np.isfinite(voxels).sum())

@@ -43,8 +43,8 @@ def standardise(volume: NDArray[np.float32]) -> NDArray[np.float32]:
 
     $z = (\\min(\\max(x, l), u) - \\mu) / \\sigma$ with mean and standard deviation of the
     limited values. Some real FLAIR volumes hold single voxels of 32767, which would press
-    all tissue together. So values are limited first: to the percentiles 0.1 and 99.9, and
-    to eight interquartile ranges beyond the quartiles where that is closer.
+    all tissue together. So the limits l and u are the percentiles 0.1 and 99.9 of those
+    values that lie within eight interquartile ranges of the quartiles.
 
     Args:
         volume: (D, H, W) arbitrary units.
@@ -65,9 +65,10 @@ def standardise(volume: NDArray[np.float32]) -> NDArray[np.float32]:
             f"{share:.0%} of the voxels are not 0, but the background of a brain without "
             "skull is 0. Give the volume of the release as it is, not standardised."
         )
-    low, first, third, high = np.percentile(inside, [0.1, 25, 75, 99.9])
+    first, third = np.percentile(inside, [25, 75])
     reach = FENCE * (third - first) or np.inf  # half of the brain may hold one value
-    inside = np.clip(inside, max(low, first - reach), min(high, third + reach))
+    tissue = inside[(inside >= first - reach) & (inside <= third + reach)]
+    inside = np.clip(inside, *np.percentile(tissue, [0.1, 99.9]))
     spread = float(inside.std(dtype=np.float64))
     if not spread > 0:
         raise IntensityError("all voxels of the brain are equal: there is no contrast.")
