@@ -269,7 +269,7 @@ def split(
 ) -> Split:
     """Hold one fold out for the test, and some of the other patients for validation.
 
-    Grades are spread evenly where they are known. Without a fold there is a single
+    Grades are spread evenly where they are known and not too rare. Without a fold there is a single
     hold-out: the first of the folds.
 
     Raises:
@@ -292,6 +292,8 @@ def split(
 
 def _folds(cases: Sequence[Case], n_folds: int, seed: int) -> NDArray[np.int64]:
     grades = [int(case.grade == "LGG") for case in cases]
+    if min(sum(grades), len(grades) - sum(grades)) < n_folds:  # too few to spread
+        grades = [0] * len(grades)
     return patient_folds([case.patient for case in cases], grades, n_folds, seed)
 
 
@@ -707,8 +709,8 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     """
     if str(run) in SIZES:
         name = f"brain-{run}"
-        about = pretrained.find(f"{name}-{STAGES[0]}").with_name(f"{name}.json")
-        paths = {stage: pretrained.find(f"{name}-{stage}") for stage in STAGES}
+        paths = {stage: pretrained.find(name, stage) for stage in STAGES}
+        about = pretrained.FOLDER / f"{name}.json"
     else:
         about, name = (Path(run) / BEST).with_suffix(".json"), Path(run).resolve().name
         paths = {stage: Path(run) / stage / BEST for stage in STAGES}
