@@ -86,6 +86,7 @@ from medimg_utils.training import (
     LAST,
     Batch,
     RunError,
+    Schedule,
     fit,
     load_tensors,
     stable_seed,
@@ -150,7 +151,9 @@ class Experiment:
         5e-3, paper=5e-3, why="Adam's learning rate in step 2"
     )
     one_pass_rate: float = setting(5e-4, why="a tenth: these weights only adapt")
-    decay: float = setting(0.985, paper=0.985, why="of the learning rate, each epoch")
+    decay: float = setting(
+        0.985, paper=0.985, why="of the learning rate, in each 300th part of training"
+    )
     weight_decay: float = setting(1e-5, paper=1e-5, why="of Adam")
     find_batch: int = setting(1, why="whole brains differ in size")
     segment_batch: int = setting(2, paper=2, why="patches in a step")
@@ -195,7 +198,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         segment_epochs=12,
         one_pass_epochs=5,
         segment_rate=2e-3,
-        decay=0.9,
         segment_batch=1,
         least=40,
         around=10,
@@ -216,7 +218,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         one_pass_epochs=3,
         find_rate=3e-3,
         segment_rate=3e-3,
-        decay=0.9,
         segment_batch=1,
         side=20,
         least=10,
@@ -462,17 +463,21 @@ def train(
     return logs
 
 
-def exponential(decay: float) -> Callable[..., float]:
-    """Learning rate that is multiplied with `decay` after every epoch.
+def exponential(decay: float, stairs: int = 300) -> Schedule:
+    """Learning rate that falls by the factor `decay`, again and again.
 
-    >>> exponential(0.5)(7, 100, 1.0, [{}, {}])
-    0.25
+    In the paper it falls after each of 300 epochs. A shorter run goes through the same 300
+    stairs, so that it also ends with a hundredth of the first rate.
+
+    >>> schedule = exponential(0.5, stairs=4)
+    >>> [schedule(step, 8, 1.0, []) for step in range(8)]
+    [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
     """
 
     def schedule(
         step: int, steps: int, peak: float, history: Sequence[Mapping[str, Any]]
     ) -> float:
-        return peak * decay ** len(history)
+        return peak * decay ** (stairs * step // steps)
 
     return schedule
 

@@ -105,9 +105,16 @@ def test_the_faults_are_named():
 
 
 def test_the_rate_falls_with_each_epoch():
-    schedule = exponential(0.985)
-    assert schedule(5, 10, 1e-3, []) == 1e-3
-    assert schedule(0, 10, 1e-3, [{}] * 300) == pytest.approx(1e-3 * 0.985**300)
+    per_epoch = 7
+    steps = 300 * per_epoch
+    for epoch in (0, 1, 150, 299):  # at the paper's length: once an epoch
+        rates = {
+            exponential(0.985)(epoch * per_epoch + k, steps, 1e-3, [])
+            for k in range(per_epoch)
+        }
+        assert rates == {1e-3 * 0.985**epoch}
+    last = exponential(0.985)(49, 50, 1e-3, [])
+    assert last == pytest.approx(1e-5, rel=0.2)  # a short run falls as deep
 
 
 # ---------------------------------------------------------------------------------- split
