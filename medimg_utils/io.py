@@ -426,7 +426,7 @@ def read_pickled_arrays(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     # Made anew for each file: a pickle may set attributes of what it has got hold of.
-    array = type("Array", (_PickledArray,), {})
+    array: type[_PickledArray] = type("Array", (_PickledArray,), {})
     allowed: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): array,
         ("numpy", "dtype"): type("Type", (_PickledType,), {}),

@@ -564,7 +564,7 @@ def predict_image(run: Run, path: str | os.PathLike[str]) -> Prediction:
         crop=run.experiment.crop,
         positions=run.experiment.positions,
     )
-    restored = geometry.restore(probability).numpy()
+    restored = geometry.restore(probability).clamp(0, 1).numpy()
     mask = restored >= run.thresholds["mask"]
     return Prediction(image, restored, image_score(probability), mask)
 
@@ -690,12 +690,12 @@ def _case(record: Record, prediction: Prediction, run: Run) -> dict[str, Any]:
         return case
     size = run.experiment.resize
     shape = (mask.shape[0], mask.shape[1])
-    static = Geometry(shape, size).restore(_enlarge(run.prior, size)).numpy()
+    static = Geometry(shape, size).restore(_enlarge(run.prior, size)).clamp(0, 1)
     return case | measure(
         record.mask(shape),
         probability,
         mask,
-        static,
+        static.numpy(),
         run.thresholds["prior"],
         image.spacing_mm,
     )

@@ -1,0 +1,231 @@
+r"""MRNet (Bien et al. 2018): one network looks at all slices of one series.
+
+    (S, 1, H, W)  slices
+        │ features of each slice: AlexNet's convolutions
+    (S, C, h, w)  feature maps
+        │ mean over h × w: global average pooling
+    (S, C)        one vector a slice
+        │ maximum over the slices, each channel for itself
+    (C,)          one vector an exam
+        │ linear layer
+    logit         its sigmoid is the probability
+
+The number of slices does not matter: the maximum takes any. It also tells where the
+answer comes from. With $m_c = \max_s z_{sc}$ the logit is $b + \sum_c w_c m_c$, and each
+$m_c$ comes from one slice, so the logit is a sum over slices (`MRNet.explain`).
+
+Bien et al. train nine such networks, one for each series and diagnosis, from AlexNet's
+ImageNet weights. SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360) has the same
+place in `lab`: as accurate on ImageNet with a thirtieth of the weights, four of which
+times three fit into a small download. A network may have one output for each of several
+diagnoses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from medimg_utils.knee.preprocess import to_network
+
+IMAGENET_SPREAD = 58.0  # grey levels, the mean over the three colours
+
+
+class Explanation(NamedTuple):
+    """What a network says about one exam, and where that comes from.
+
+    Attributes:
+        logits: (D,) one a diagnosis.
+        maps: (D, S, h, w) class activation maps: feature maps weighted by the linear
+            layer. Their mean over h × w is what a slice alone would say, up to the bias.
+        shares: (D, S) what each slice adds to the logit through the maximum; with the
+            bias they sum up to the logit.
+        bias: (D,) of the linear layer.
+    """
+
+    logits: Tensor
+    maps: Tensor
+    shares: Tensor
+    bias: Tensor
+
+    @property
+    def picked(self) -> Tensor:
+        """(D,) the slice that adds most to the logit."""
+        return self.shares.argmax(dim=1)
+
+
+class MRNet(nn.Module):
+    """Features, global average pooling, maximum over slices, linear layer.
+
+    Args:
+        features: (S, in, H, W) → (S, width, h, w).
+        width: its channels.
+        outputs: diagnoses; 1 in the paper.
+
+    >>> network = MRNet(*small())
+    >>> exams = [torch.zeros(slices, 1, 64, 64) for slices in (5, 9)]
+    >>> network(exams).shape
+    torch.Size([2, 1])
+    """
+
+    def __init__(self, features: nn.Sequential, width: int, outputs: int = 1) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = nn.Linear(width, outputs)
+        first = next(m for m in features.modules() if isinstance(m, nn.Conv2d))
+        self.colours = first.in_channels
+
+    def freeze(self, layers: int) -> None:
+        """Leave the weights of the first layers of `features` as they are."""
+        for parameter in self.features[:layers].parameters():
+            parameter.requires_grad_(False)
+
+    def feature_maps(self, slices: Tensor) -> Tensor:
+        """(S, 1, H, W) grey levels 0 to 255 → (S, C, h, w); grey is repeated to RGB."""
+        grey = to_network(slices)
+        return self.features(grey.expand(-1, self.colours, -1, -1))
+
+    def forward(self, exams: Sequence[Tensor]) -> Tensor:
+        """B exams of (S, 1, H, W), S may differ → logits (B, outputs), float32."""
+        maps = self.feature_maps(torch.cat(list(exams)))
+        slices = maps.mean((2, 3), dtype=torch.float32)
+        parts = slices.split([len(exam) for exam in exams])
+        return self._classify(torch.stack([part.amax(dim=0) for part in parts]))
+
+    def _classify(self, pooled: Tensor) -> Tensor:
+        """(..., C) → (..., outputs). Not `nn.Linear`: autocast would round logits to
+        bfloat16, and two exams in three hundred would share a score."""
+        weight = self.classifier.weight.float()
+        return (pooled[..., None, :] * weight).sum(-1) + self.classifier.bias.float()
+
+    @torch.inference_mode()
+    def explain(self, exam: Tensor) -> Explanation:
+        """One exam (S, 1, H, W) → logits, maps and shares, on the CPU."""
+        maps = self.feature_maps(exam).float()
+        slices = maps.mean((2, 3))
+        pooled, source = slices.max(dim=0)
+        weight = self.classifier.weight.float()
+        shares = torch.zeros(len(weight), len(exam), device=maps.device)
+        shares.index_add_(1, source, weight * pooled)
+        return Explanation(
+            self._classify(pooled).cpu(),
+            torch.einsum("dc,schw->dshw", weight, maps).cpu(),
+            shares.cpu(),
+            self.classifier.bias.detach().float().cpu(),
+        )
+
+
+# ----------------------------------------------------------------------------- features
+
+
+def alexnet() -> tuple[nn.Sequential, int]:
+    """AlexNet's convolutions: (S, 3, 256, 256) → (S, 256, 7, 7)."""
+    return models.alexnet(weights=None).features, 256
+
+
+def squeezenet() -> tuple[nn.Sequential, int]:
+    """SqueezeNet 1.1 for grey slices: (S, 1, 256, 256) → (S, 512, 15, 15)."""
+    features = models.squeezenet1_1(weights=None).features
+    features[0] = nn.Conv2d(1, 64, kernel_size=3, stride=2)
+    return features, 512
+
+
+def small(channels: Sequence[int] = (8, 16, 32, 64)) -> tuple[nn.Sequential, int]:
+    """Four halvings, for `tiny`: (S, 1, 128, 128) → (S, 64, 8, 8).
+
+    Group normalisation takes its statistics from the slice at hand: batches are single
+    exams, whose slices resemble each other too much for batch normalisation.
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise((1, *channels)):
+        layers += [
+            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False),
+            nn.GroupNorm(max(1, after // 8), after),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers), channels[-1]
+
+
+BACKBONES: dict[str, Callable[[], tuple[nn.Sequential, int]]] = {
+    "alexnet": alexnet,
+    "squeezenet": squeezenet,
+    "small": small,
+}
+
+
+def grey_input(weight: Tensor) -> Tensor:
+    """First kernels of a network for colours → for grey slices.
+
+    A grey picture has the same value in every colour, so the kernels of the colours can
+    be added: (C, 3, k, k) → (C, 1, k, k). The network was trained on grey levels of
+    ± 128 and gets values of unit spread, so the sum is enlarged by the spread of
+    photographs.
+    """
+    return weight.sum(dim=1, keepdim=True) * IMAGENET_SPREAD
+
+
+def squeezenet_state(arrays: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Weights under Keras' names → those of torchvision's `squeezenet1_1().features`.
+
+    Kernels (k, k, in, out) become (out, in, k, k). The colours stay in the order of the
+    file: blue, green, red, as grey levels minus (103.939, 116.779, 123.68).
+
+    Args:
+        arrays: {`conv1`, `fire2/squeeze1x1` ...: (kernel, bias)}.
+    """
+    places = (3, 4, 6, 7, 9, 10, 11, 12)  # fire2 to fire9, with poolings between them
+    parts = {
+        "squeeze1x1": "squeeze",
+        "expand1x1": "expand1x1",
+        "expand3x3": "expand3x3",
+    }
+    names = {"conv1": "0"} | {
+        f"fire{number}/{theirs}": f"{place}.{ours}"
+        for number, place in enumerate(places, start=2)
+        for theirs, ours in parts.items()
+    }
+    state = {}
+    for theirs, ours in names.items():
+        kernel, bias = arrays[theirs]
+        state[f"{ours}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
+        state[f"{ours}.bias"] = bias
+    return state
+
+
+# --------------------------------------------------------------------------------- loss
+
+
+def positive_share(labels: Tensor) -> Tensor:
+    """(N, D) labels of the training exams → (D,) share of positives of each diagnosis.
+
+    A diagnosis without positives or without negatives counts as even.
+    """
+    share = labels.float().mean(dim=0)
+    return torch.where((share > 0) & (share < 1), share, torch.full_like(share, 0.5))
+
+
+def weighted_loss(logits: Tensor, labels: Tensor, share: Tensor) -> Tensor:
+    r"""Cross-entropy in which both classes of a diagnosis weigh the same in total.
+
+    $$L = -\big[(1 - \bar y)\, y \log p + \bar y\, (1 - y) \log (1 - p)\big]$$
+
+    with the share $\bar y$ of positives among the training exams. The weight belongs to
+    the example. A known fault of re-implementations is to hand the two weights to the
+    two columns of an output, which weighs nothing at all.
+
+    Args:
+        logits: (B, D).
+        labels: (B, D), 0 or 1.
+        share: (D,) see `positive_share`.
+
+    Returns:
+        The mean over exams and diagnoses, in float32.
+    """
+    weight = torch.where(labels > 0.5, 1 - share, share)
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), weight)
