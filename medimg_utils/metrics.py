@@ -8,13 +8,18 @@ whether a score of 0.7 means 70 %. Every function takes plain arrays. What is un
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.stats import norm, rankdata
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from medimg_utils.errors import InputError
 
@@ -429,3 +434,51 @@ def detection(
             "expected_calibration_error": expected_calibration_error(truth, values),
         },
     }
+
+
+def style_control(
+    labels: ArrayLike, patients: ArrayLike, features: Mapping[str, ArrayLike]
+) -> dict[str, Any]:
+    """AUC of brightness, borders and the like, which show no finding.
+
+    If they tell positives from negatives, the two classes come from different sources,
+    and a network may have learned the source instead of the finding.
+
+    Args:
+        labels: (N,) 0 or 1.
+        patients: (N,) whom each image belongs to.
+        features: {name: (N,)}.
+
+    Returns:
+        `auc` of a logistic regression on all of them, on patients that it was not
+        fitted to (NaN where that cannot be done), and `single_feature_auc`, the larger
+        of the two directions.
+    """
+    truth = np.asarray(labels)
+    groups = np.asarray(patients)
+    columns = {name: np.asarray(values, float) for name, values in features.items()}
+    single = {
+        # Either direction would give the class away.
+        name: abs(auc(truth, column) - 0.5) + 0.5
+        for name, column in columns.items()
+    }
+    folds = min(5, len(np.unique(groups)))
+    area = float("nan")
+    if folds >= 2 and 1 < truth.sum() < len(truth) - 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a fold without positives gives no fit
+            try:
+                scores = cross_val_predict(
+                    make_pipeline(
+                        StandardScaler(), LogisticRegression(class_weight="balanced")
+                    ),
+                    np.column_stack(list(columns.values())),
+                    truth,
+                    groups=groups,
+                    cv=GroupKFold(folds),
+                    method="predict_proba",
+                )[:, 1]
+                area = auc(truth, scores)
+            except ValueError:  # one class only in a fold's training part
+                area = float("nan")
+    return {"auc": area, "single_feature_auc": single}

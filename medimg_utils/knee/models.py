@@ -80,6 +80,7 @@ class MRNet(nn.Module):
         self.classifier = nn.Linear(width, outputs)
         first = next(m for m in features.modules() if isinstance(m, nn.Conv2d))
         self.colours = first.in_channels
+        self.start, self.step = lattice(features)
 
     def freeze(self, layers: int) -> None:
         """Leave the weights of the first layers of `features` as they are."""
@@ -121,6 +122,57 @@ class MRNet(nn.Module):
         )
 
 
+# -------------------------------------------------------------------------------- places
+
+
+def lattice(features: nn.Module) -> tuple[float, int]:
+    """Where the cells of the feature maps lie: pixel of the first one, distance.
+
+    A convolution or pooling of size k, stride s and padding p moves the centre of the
+    first cell by (k - 1)/2 - p cells of its input, and makes cells s times as far
+    apart. For layers in a row; branches must not shift (as in SqueezeNet).
+
+    >>> lattice(alexnet()[0]), lattice(squeezenet()[0])
+    ((31.0, 32), (15.0, 16))
+    """
+    start, step = 0.0, 1
+    for layer in features.modules():
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            size, stride, padding = (
+                value[0] if isinstance(value, tuple) else value
+                for value in (layer.kernel_size, layer.stride, layer.padding)
+            )
+            start += step * ((int(size) - 1) / 2 - int(padding))
+            step *= int(stride)
+    return start, step
+
+
+def enlarge(maps: Tensor, side: int, start: float, step: int) -> Tensor:
+    """Feature maps → pixels, bilinear between the cells' true centres.
+
+    The usual way, stretching the map to the size of the image, puts cells up to half
+    their size beside where they looked. Beyond the outermost centres the map goes on
+    level.
+
+    Args:
+        maps: (..., h, w).
+        side: of the square slices.
+        start: see `lattice`.
+        step: see `lattice`.
+
+    Returns:
+        (..., side, side).
+    """
+
+    def weights(cells: int) -> Tensor:
+        place = ((torch.arange(side) - start) / step).clamp(0, cells - 1)
+        distance = (place[:, None] - torch.arange(cells)).abs()
+        return (1 - distance).clamp(min=0)
+
+    rows, columns = weights(maps.shape[-2]), weights(maps.shape[-1])
+    return rows @ maps.float() @ columns.T
+
+
 # ----------------------------------------------------------------------------- features
 
 
@@ -136,19 +188,18 @@ def squeezenet() -> tuple[nn.Sequential, int]:
     return features, 512
 
 
-def small(channels: Sequence[int] = (8, 16, 32, 64)) -> tuple[nn.Sequential, int]:
-    """Four halvings, for `tiny`: (S, 1, 128, 128) → (S, 64, 8, 8).
+def small(channels: Sequence[int] = (16, 16, 32)) -> tuple[nn.Sequential, int]:
+    """Three halvings, for `tiny`: (S, 1, 112, 112) → (S, 32, 14, 14).
 
-    Group normalisation takes its statistics from the slice at hand: batches are single
-    exams, whose slices resemble each other too much for batch normalisation.
+    No normalisation: what follows is a mean over the slice, and a layer that sets this
+    mean to a fixed value leaves it nothing to say.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise((1, *channels)):
-        layers += [
-            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False),
-            nn.GroupNorm(max(1, after // 8), after),
-            nn.ReLU(inplace=True),
-        ]
+        convolution = nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1)
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+        layers += [convolution, nn.ReLU(inplace=True)]
     return nn.Sequential(*layers), channels[-1]
 
 

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 from medimg_utils.knee.standardise import (
     GreyCurve,
     Histogram,
-    Standardiser,
     StandardiseError,
+    Standardiser,
 )
 
 
