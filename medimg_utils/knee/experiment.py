@@ -90,6 +90,7 @@ from medimg_utils.training import (
     warm_up_and_cosine,
 )
 
+SCALED_ON = 64  # training exams that the pooled features are scaled on
 ALGORITHMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -115,6 +116,11 @@ class Experiment:
         paper=False,
         why="one network a series with an output for each diagnosis, instead of one "
         "for each: a third of the time and of the weights",
+    )
+    gain: float | None = setting(
+        None,
+        why="spread that the pooled features start with, see `MRNet.scale`; None leaves "
+        "them as they are, like the paper",
     )
     frozen: int = setting(
         0, paper=0, why="first layers of the features that keep their ImageNet weights"
@@ -155,6 +161,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         crop=224,
         backbone="squeezenet",
         shared=True,
+        gain=5.0,
         frozen=6,
         epochs=12,
         algorithm="adamw",
@@ -174,6 +181,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         backbone="small",
         imagenet=False,
         shared=True,
+        gain=5.0,
         epochs=20,
         algorithm="adamw",
         learning_rate=2e-3,
@@ -449,9 +457,10 @@ def _train_part(
     **options: Any,
 ) -> tuple[MRNet, dict[str, Any], list[dict[str, Any]]]:
     """Train one network; its best weights, what is told of it, and its log."""
-    training, validation = (
-        Exams(
-            side,
+
+    def opened(exams: Sequence[Exam], augment: Augment | None = None) -> Exams:
+        return Exams(
+            exams,
             part.series,
             standardiser,
             diagnoses=part.diagnoses,
@@ -460,26 +469,26 @@ def _train_part(
             augment=augment,
             seed=seed,
         )
-        for side, augment in (
-            (
-                sides.train,
-                Augment(
-                    experiment.crop,
-                    experiment.rotation,
-                    experiment.shift,
-                    experiment.flip,
-                    experiment.rendering,
-                ),
-            ),
-            (sides.validation, None),
-        )
+
+    augment = Augment(
+        experiment.crop,
+        experiment.rotation,
+        experiment.shift,
+        experiment.flip,
+        experiment.rendering,
     )
+    validation = opened(sides.validation)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed))
         network = build(experiment, part)
     origin = "none: random weights, as chosen"
     if experiment.imagenet:
         origin = load_imagenet(network.features, experiment.backbone)
+    if experiment.gain is not None:
+        some = opened(sides.train[:: math.ceil(len(sides.train) / SCALED_ON)])
+        network.scale(
+            (some[k]["image"] for k in range(len(some))), gain=experiment.gain
+        )
     labels = torch.tensor(
         [[float(exam.labels[name]) for name in part.diagnoses] for exam in sides.train]
     )
@@ -497,7 +506,7 @@ def _train_part(
     }
     history = fit(
         network,
-        training,
+        opened(sides.train, augment),
         loss=loss,
         validate=lambda model: quick_validation(model, validation, share),
         best_by="val_loss",

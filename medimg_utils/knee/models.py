@@ -23,7 +23,7 @@ diagnoses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -63,6 +63,9 @@ class Explanation(NamedTuple):
 class MRNet(nn.Module):
     """Features, global average pooling, maximum over slices, linear layer.
 
+    The linear layer sees the pooled features as they are, like the paper's, unless
+    `scale` was called.
+
     Args:
         features: (S, in, H, W) → (S, width, h, w).
         width: its channels.
@@ -74,10 +77,15 @@ class MRNet(nn.Module):
     torch.Size([2, 1])
     """
 
+    mean: Tensor
+    spread: Tensor
+
     def __init__(self, features: nn.Sequential, width: int, outputs: int = 1) -> None:
         super().__init__()
         self.features = features
         self.classifier = nn.Linear(width, outputs)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
         first = next(m for m in features.modules() if isinstance(m, nn.Conv2d))
         self.colours = first.in_channels
         self.start, self.step = lattice(features)
@@ -86,6 +94,33 @@ class MRNet(nn.Module):
         """Leave the weights of the first layers of `features` as they are."""
         for parameter in self.features[:layers].parameters():
             parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def scale(self, exams: Iterable[Tensor], gain: float = 1.0) -> None:
+        """Let the linear layer start from features of zero mean and one spread.
+
+        A lesion of a hundred pixels changes the mean of a slice by little, and every
+        exam shares most of what is left: gradient descent on the pooled features first
+        spends its steps on what tells no exam from another. Subtracting their mean and
+        dividing by their standard deviation over training exams changes what is learned
+        first, and nothing that can be learned: both could be moved into the weights and
+        the bias.
+
+        Args:
+            exams: (S, 1, H, W) each; some dozens are enough.
+            gain: the spread; more makes the linear layer learn faster than the features.
+        """
+        pooled = [
+            self.feature_maps(exam).mean((2, 3), dtype=torch.float32).amax(dim=0)
+            for exam in exams
+        ]
+        stacked = torch.stack(pooled)
+        deviation = stacked.std(dim=0, correction=0)
+        self.mean.copy_(stacked.mean(dim=0))
+        # Channels that hardly vary are noise: they are not blown up.
+        self.spread.copy_((deviation + 0.01 * deviation.max()) / gain)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
 
     def feature_maps(self, slices: Tensor) -> Tensor:
         """(S, 1, H, W) grey levels 0 to 255 → (S, C, h, w); grey is repeated to RGB."""
@@ -102,8 +137,14 @@ class MRNet(nn.Module):
     def _classify(self, pooled: Tensor) -> Tensor:
         """(..., C) → (..., outputs). Not `nn.Linear`: autocast would round logits to
         bfloat16, and two exams in three hundred would share a score."""
-        weight = self.classifier.weight.float()
-        return (pooled[..., None, :] * weight).sum(-1) + self.classifier.bias.float()
+        scaled = (pooled - self.mean) / self.spread
+        weight, bias = self.classifier.weight.float(), self.classifier.bias.float()
+        return (scaled[..., None, :] * weight).sum(-1) + bias
+
+    def _linear(self) -> tuple[Tensor, Tensor]:
+        """Weights (outputs, C) and bias (outputs,) for pooled features as they are."""
+        weight = self.classifier.weight.float() / self.spread
+        return weight, self.classifier.bias.float() - (weight * self.mean).sum(-1)
 
     @torch.inference_mode()
     def explain(self, exam: Tensor) -> Explanation:
@@ -111,14 +152,14 @@ class MRNet(nn.Module):
         maps = self.feature_maps(exam).float()
         slices = maps.mean((2, 3))
         pooled, source = slices.max(dim=0)
-        weight = self.classifier.weight.float()
+        weight, bias = self._linear()
         shares = torch.zeros(len(weight), len(exam), device=maps.device)
         shares.index_add_(1, source, weight * pooled)
         return Explanation(
             self._classify(pooled).cpu(),
             torch.einsum("dc,schw->dshw", weight, maps).cpu(),
             shares.cpu(),
-            self.classifier.bias.detach().float().cpu(),
+            bias.cpu(),
         )
 
 

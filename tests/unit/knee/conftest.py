@@ -25,10 +25,11 @@ def draw_series(
     rows, columns = np.mgrid[:SIDE, :SIDE]
     limb = (rows - 32) ** 2 / 30**2 + (columns - 32) ** 2 / 26**2 < 1
     texture = random.standard_normal((slices, SIDE, SIDE))
-    volume = np.where(limb, 80 + 6 * texture, 4 + 2 * np.abs(texture))
+    skin = (rows - 32) ** 2 / 27**2 + (columns - 32) ** 2 / 23**2 > 1
+    volume = np.where(limb & skin, 200.0, np.where(limb, 80, 3)) + 6 * texture
     stripes = np.where((rows + columns) // 2 % 2, 60, -60)
     looks = {  # row, column, radius, what is added
-        "acl": (28, 34, 6.0, 150),
+        "acl": (28, 34, 6.0, 120),
         "meniscus": (42, 20 if series != "axial" else 44, 6.0, -78),
         "effusion": (14, 32, 7.0, stripes),
     }
