@@ -36,28 +36,38 @@ Run = Annotated[
 ]
 Fold = Annotated[int | None, typer.Option(min=0, help="Fold to hold out, from 0.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+NewRun = Annotated[Path, typer.Option(help="Folder of the new run.")]
+Size = Annotated[
+    str | None, typer.Option(help="tiny, lab or paper; MEDIMG_SIZE unless given.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="MEDIMG_SEED unless given.")]
+Epochs = Annotated[int | None, typer.Option(help="Instead of the size's own number.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that load images.")]
+Numbers = Annotated[Path, typer.Option(help="JSON file to write.")]
+Results = Annotated[Path, typer.Option(help="Folder for the results.")]
+KneeSplit = Annotated[
+    str, typer.Option(help="train or valid; KneeMRI: train, tune or test.")
+]
+AllowMissing = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing",
+        help="Leave out exams that a table names and the folder lacks.",
+    ),
+]
 
 
 @train.command("pneumothorax")
 def train_pneumothorax(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
-    size: Annotated[
-        str | None, typer.Option(help="tiny, lab or paper; MEDIMG_SIZE unless given.")
-    ] = None,
+    out: NewRun,
+    size: Size = None,
     fold: Fold = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a stopped run.")
-    ] = False,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="MEDIMG_SEED unless given.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Instead of the size's own number.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that load images.")
-    ] = None,
+    resume: Resume = False,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    workers: Workers = None,
     cache: Annotated[
         Path | None, typer.Option(help="Keep decoded images here.")
     ] = None,
@@ -90,7 +100,7 @@ def train_pneumothorax(
 def evaluate_pneumothorax(
     data: Data,
     run: Run,
-    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    out: Numbers,
     fold: Fold = None,
     truth: Annotated[
         Path | None,
@@ -125,7 +135,7 @@ def evaluate_pneumothorax(
 def predict_pneumothorax(
     files: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG files.")],
     run: Run,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    out: Results,
     quiet: Quiet = False,
 ) -> None:
     """Probability map, overlay and score of each radiograph."""
@@ -134,6 +144,132 @@ def predict_pneumothorax(
     answers = experiment.predict(run, files, out, progress=not quiet)
     for path, answer in zip(files, answers, strict=True):
         typer.echo(f"{path.name}: {answer['score']:.3f}")
+
+
+# --------------------------------------------------------------------------------- knee
+
+
+@train.command("knee")
+def train_knee(
+    data: Data,
+    out: NewRun,
+    size: Size = None,
+    fold: Fold = None,
+    resume: Resume = False,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    workers: Workers = None,
+    allow_missing: AllowMissing = False,
+    quiet: Quiet = False,
+) -> None:
+    """MRNet after Bien et al. 2018 on MRNet-v1.0 or KneeMRI."""
+    from medimg_utils.knee import experiment
+
+    settings = get_settings()
+    chosen = experiment.get_experiment(size or settings.size, epochs=epochs)
+    logs = experiment.train(
+        data,
+        out,
+        chosen,
+        fold=fold,
+        seed=settings.seed if seed is None else seed,
+        resume=resume,
+        allow_missing=allow_missing,
+        workers=workers,
+        progress=not quiet,
+    )
+    for name, history in logs.items():
+        best = min(history, key=lambda row: row["val_loss"])
+        typer.echo(
+            f"{name}: best epoch {best['epoch']} of {len(history)}, held-out loss "
+            f"{_show(best['val_loss'])}, AUC {_show(best['val_auc'])}"
+        )
+    typer.echo(str(out))
+
+
+@evaluate.command("knee")
+def evaluate_knee(
+    data: Data,
+    run: Run,
+    out: Numbers,
+    split: KneeSplit = "valid",
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            help="simulation-truth.json, for localisation and subgroups of simulated exams."
+        ),
+    ] = None,
+    allow_missing: AllowMissing = False,
+    quiet: Quiet = False,
+) -> None:
+    """AUC of each diagnosis, series and combination; localisation; controls."""
+    from medimg_utils.knee import experiment
+
+    answer = experiment.evaluate(
+        data,
+        run,
+        split=split,
+        out=out,
+        truth=truth,
+        allow_missing=allow_missing,
+        progress=not quiet,
+    )
+    simulated = " simulated" if answer["about"]["data"]["simulated"] else ""
+    typer.echo(f"{answer['n']['exams']}{simulated} exams of {split}")
+    for diagnosis, found in answer["diagnoses"].items():
+        single = ", ".join(
+            f"{series} {_show(area['value'])}"
+            for series, area in found["series"].items()
+        )
+        combined = ""
+        if found["combined"] is not None:
+            area = found["combined"]["auc"]
+            ends = ", ".join(map(_show, area["bootstrap"]))
+            combined = f"combined AUC {_show(area['value'])} [{ends}]; "
+        style = _show(answer["controls"]["style"][diagnosis]["auc"])
+        typer.echo(
+            f"{diagnosis}: {found['positives']} positive; {combined}{single}; "
+            f"style alone {style}"
+        )
+    for diagnosis, by_series in (answer["localisation"] or {}).items():
+        for series, found in by_series.items():
+            shown = "; ".join(
+                f"{question} "
+                + ", ".join(
+                    f"{who} {_show(found[question][who]['value'])}"
+                    for who in ("network", "random", "centre")
+                )
+                for question in ("slice", "pointing", "overlap")
+            )
+            typer.echo(f"{diagnosis} in {found['n']} {series}: {shown}")
+
+
+@predict.command("knee")
+def predict_knee(
+    run: Run,
+    data: Data,
+    out: Results,
+    split: KneeSplit = "valid",
+    allow_missing: AllowMissing = False,
+    quiet: Quiet = False,
+) -> None:
+    """Probabilities, picked slices and class activation maps of each exam."""
+    from medimg_utils.knee import experiment
+
+    answers = experiment.predict(
+        run,
+        data,
+        out,
+        split=split,
+        allow_missing=allow_missing,
+        progress=not quiet,
+    )
+    for answer in answers:
+        shown = ", ".join(
+            f"{name} {probability:.3f}"
+            for name, probability in answer["probabilities"].items()
+        )
+        typer.echo(f"{answer['exam']}: {shown or 'see series'}")
 
 
 def _show(value: Any) -> str:

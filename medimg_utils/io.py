@@ -8,9 +8,12 @@ file knows it.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import pickle
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +37,10 @@ class ImageError(InputError):
 
 class RunLengthError(InputError):
     """A text is no run-length mask of the given shape."""
+
+
+class PickleError(InputError):
+    """A pickle is damaged, or holds something else than arrays."""
 
 
 # ------------------------------------------------------------------------------- images
@@ -345,6 +352,124 @@ def decode_rle(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+# ---------------------------------------------------------------------- pickled arrays
+
+
+class _PickledType:
+    """Stands for `numpy.dtype` while a pickle is read."""
+
+    def __init__(self, text: str, *_: Any) -> None:
+        if not re.fullmatch("b1|[iu][1248]|f[248]", str(text)):
+            raise PickleError(f"an array of type {_short(str(text))!r}")
+        self.dtype = np.dtype(str(text))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order, *structure = state[1:5]
+        if order not in ("<", ">", "|", "=") or any(structure):
+            raise PickleError("an array of a composed type")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _PickledArray:
+    """Stands for an array while a pickle is read: no code of the pickle ever runs."""
+
+    def __init__(self, *_: Any) -> None:
+        self.array = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, data = state
+        if not isinstance(kind, _PickledType):
+            raise PickleError(f"an array of type {_short(repr(kind))}")
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        if not isinstance(raw, bytes):  # a list: the array holds Python objects
+            raise PickleError("an array of objects")
+        flat = np.frombuffer(raw, kind.dtype)
+        self.array = flat.reshape(shape, order="F" if fortran else "C")
+
+    @classmethod
+    def from_buffer(
+        cls, data: Any, kind: Any, shape: Any, order: str, axes: None = None
+    ) -> _PickledArray:
+        """The way of protocol 5."""
+        if axes is not None:
+            raise PickleError("an array with its axes in another order")
+        array = cls()
+        array.__setstate__((1, shape, kind, order == "F", bytes(data)))
+        return array
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What old pickles write bytes with: `_codecs.encode(text, "latin1")`."""
+    if encoding not in ("latin1", "latin-1"):
+        raise PickleError(f"text encoded as {_short(str(encoding))!r}")
+    return text.encode("latin1")
+
+
+def read_pickled_arrays(path: str | os.PathLike[str]) -> Any:
+    """Read NumPy arrays, alone or in lists, tuples and dicts, from a Python pickle.
+
+    A pickle is a program: what it names is imported and called. Here nothing is. The
+    few names by which NumPy writes an array are replaced by stand-ins that check the
+    type and the size and copy the numbers. Any other name is refused.
+
+    Args:
+        path: the file, of any protocol, from Python 2 or 3.
+
+    Returns:
+        What was pickled; the arrays are read-only.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PickleError: the file is no pickle, is damaged, or holds something else.
+    """
+    path = Path(path)
+    # Made anew for each file: a pickle may set attributes of what it has got hold of.
+    array: type[_PickledArray] = type("Array", (_PickledArray,), {})
+    allowed: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): array,
+        ("numpy", "dtype"): type("Type", (_PickledType,), {}),
+        ("_codecs", "encode"): functools.partial(_latin1),
+    }
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed[module, "_reconstruct"] = functools.partial(array)
+    for module in ("numpy.core.numeric", "numpy._core.numeric"):
+        allowed[module, "_frombuffer"] = functools.partial(array.from_buffer)
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) not in allowed:
+                raise PickleError(f"{module}.{name}")
+            return allowed[module, name]
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, _PickledArray):
+            return value.array
+        if isinstance(value, dict):
+            return {plain(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(plain(item) for item in value)
+        if value is None or isinstance(value, str | bytes | int | float):
+            return value
+        raise PickleError(type(value).__name__)
+
+    try:
+        with path.open("rb") as file:
+            return plain(Unpickler(file, encoding="latin1").load())
+    except PickleError as error:
+        raise PickleError(
+            f"{path} holds {error}, but only arrays of numbers are read from a pickle: "
+            "anything else could run a program of its author. Do not open it by other "
+            "means unless you trust where it comes from."
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise PickleError(
+            f"{path} cannot be read as a pickle ({_short(str(error))}). It may be cut "
+            "off: copy or download it again."
+        ) from error
 
 
 # ------------------------------------------------------------------------ atomic writes

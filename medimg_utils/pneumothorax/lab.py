@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from medimg_utils import pretrained, results
+from medimg_utils.experiments import describe
 from medimg_utils.io import write_json_atomic
-from medimg_utils.pneumothorax.experiment import describe, evaluate, from_json, train
+from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
 from medimg_utils.pneumothorax.simulate import (
     HELD_OUT,
     LAB_TESTS,
