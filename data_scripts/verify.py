@@ -22,6 +22,8 @@ USE_CASES = {  # layout → the use case that reads it
     "nih": "pneumothorax",
     "mrnet": "knee",
     "kneemri": "knee",
+    "brats": "brain",
+    "msd": "brain",
 }
 
 

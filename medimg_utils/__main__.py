@@ -35,6 +35,10 @@ Run = Annotated[
     str, typer.Option(help="Folder of a run, or 'lab' for the network shipped here.")
 ]
 Fold = Annotated[int | None, typer.Option(min=0, help="Fold to hold out, from 0.")]
+Mode = Annotated[
+    str | None,
+    typer.Option(help="reference, fast or one-pass; the run's own unless given."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 NewRun = Annotated[Path, typer.Option(help="Folder of the new run.")]
 Size = Annotated[
@@ -270,6 +274,123 @@ def predict_knee(
             for name, probability in answer["probabilities"].items()
         )
         typer.echo(f"{answer['exam']}: {shown or 'see series'}")
+
+
+# -------------------------------------------------------------------------------- brain
+
+
+@train.command("brain")
+def train_brain(
+    data: Data,
+    out: NewRun,
+    size: Size = None,
+    fold: Fold = None,
+    resume: Resume = False,
+    seed: Seed = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of each network, instead of the size's own.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that cut patches.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep prepared cases here.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Two-step 3-D U-Net after Weninger et al. 2019 on BraTS or MSD Task01."""
+    from medimg_utils.brain import experiment
+
+    settings = get_settings()
+    chosen = experiment.get_experiment(size or settings.size, epochs=epochs)
+    logs = experiment.train(
+        data,
+        out,
+        chosen,
+        fold=fold,
+        seed=settings.seed if seed is None else seed,
+        resume=resume,
+        workers=workers,
+        cache=cache,
+        progress=not quiet,
+    )
+    for stage, rows in logs.items():
+        last = rows[-1]
+        typer.echo(
+            f"{stage}: {len(rows)} epochs, loss {last['loss']:.3f}, validation Dice "
+            f"{_show(last['val_dice'])}"
+        )
+    typer.echo(f"the run is in {out}")
+
+
+@evaluate.command("brain")
+def evaluate_brain(
+    data: Data,
+    run: Run,
+    out: Numbers,
+    fold: Fold = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="simulation-truth.csv, for subgroups of simulated data."),
+    ] = None,
+    mode: Mode = None,
+    quiet: Quiet = False,
+) -> None:
+    """Dice, Hausdorff distance and survival on unseen patients."""
+    from medimg_utils.brain import experiment
+
+    answer = experiment.evaluate(
+        data, run, fold=fold, out=out, truth=truth, mode=mode, progress=not quiet
+    )
+    simulated = " simulated" if answer["about"]["data"]["simulated"] else ""
+    typer.echo(
+        f"{answer['n']['cases']}{simulated} cases of {answer['n']['patients']} patients, "
+        f"mode {answer['mode']}"
+    )
+    for name, region in answer["regions"].items():
+        low, high = region["dice"]["interval"]
+        typer.echo(
+            f"{name}: Dice {_show(region['dice']['mean'])} [{_show(low)}, {_show(high)}], "
+            f"HD95 {_show(region['hausdorff95_mm']['mean'])} mm (median "
+            f"{_show(region['hausdorff95_mm']['median'])} mm)"
+        )
+    control = answer["controls"]["flair_threshold"]["mean"]
+    typer.echo(f"control: a FLAIR threshold gives WT Dice {_show(control)}")
+    table = answer["survival"]["predicted_masks"]
+    if table is None:
+        typer.echo("survival: too few patients to compare regressions")
+    else:
+        for variant in (key for key in table if key != "n"):
+            scores = table[variant]
+            typer.echo(
+                f"survival, {variant}: accuracy {_show(scores['accuracy'])}, Spearman "
+                f"{_show(scores['spearman'])}, MSE {scores['mse']:.0f} days²"
+            )
+
+
+@predict.command("brain")
+def predict_brain(
+    cases: Annotated[
+        list[Path],
+        typer.Argument(help="Case folders of any BraTS naming; files of MSD Task01."),
+    ],
+    run: Run,
+    out: Results,
+    mode: Mode = None,
+    quiet: Quiet = False,
+) -> None:
+    """Segmentation, volumes and survival estimate of each case."""
+    from medimg_utils.brain import experiment
+
+    answers = experiment.predict(run, cases, out, mode=mode, progress=not quiet)
+    for answer in answers:
+        volumes = answer["volumes_cm3"]
+        days = answer["survival"]["days"]
+        typer.echo(
+            f"{answer['case']}: WT {volumes['WT']:.1f}, TC {volumes['TC']:.1f}, ET "
+            f"{volumes['ET']:.1f} cm³; survival "
+            + ("not estimated" if days is None else f"{days:.0f} days")
+        )
 
 
 def _show(value: Any) -> str:

@@ -1,28 +1,32 @@
-"""Reading images and run-length masks, writing files that are whole or absent.
+"""Reading images, volumes and run-length masks, writing files whole or not at all.
 
 A radiograph arrives as DICOM, PNG or JPEG, in 8 to 16 bits, grey or colour, black on
 white or white on black. `read_image` turns each of them into the same thing: a float
 picture in [0, 1] in which more absorption is brighter, with its pixel spacing where the
-file knows it.
+file knows it. `read_nifti` reads a volume with its place in space.
 """
 
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import math
 import os
 import pickle
 import re
 import secrets
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from pydicom.errors import InvalidDicomError
@@ -277,6 +281,91 @@ def _spacing(header: pydicom.Dataset) -> tuple[tuple[float, float] | None, str |
         if 0 < row < math.inf and 0 < column < math.inf:
             return (row, column), tag
     return None, None
+
+
+# ------------------------------------------------------------------------------ volumes
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels of a NIfTI file as they lie in it.
+
+    Attributes:
+        voxels: (D, H, W), or (D, H, W, C) where the file holds several channels;
+            float32, rescaled as the header says.
+        affine: (4, 4) from voxel index to mm; x grows to the patient's right, y to the
+            front, z to the top.
+    """
+
+    voxels: NDArray[np.float32]
+    affine: NDArray[np.float64]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance of voxel centres along the three axes in mm."""
+        sizes = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return (float(sizes[0]), float(sizes[1]), float(sizes[2]))
+
+
+def read_nifti(path: str | os.PathLike[str]) -> Volume:
+    """Read a NIfTI file, `.nii` or `.nii.gz`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageError: the file is empty, damaged, no NIfTI, has neither three nor four
+            axes, an affine that cannot be inverted, or voxels that are not numbers.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder. Give the path of one NIfTI file.")
+    if not path.stat().st_size:
+        raise ImageError(f"{path} is empty (0 bytes). Copy or download it again.")
+    try:
+        image: Any = nib.load(path)
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
+        affine = np.asarray(image.affine, dtype=np.float64)
+    except (
+        ImageFileError, EOFError, OSError, ValueError, TypeError, AttributeError, zlib.error
+    ) as error:  # fmt: skip
+        raise ImageError(
+            f"{path} cannot be read as NIfTI ({error}). It may be truncated: copy or "
+            "download it again."
+        ) from error
+    if voxels.ndim not in (3, 4) or not voxels.size:
+        raise ImageError(
+            f"{path} holds an array of shape {voxels.shape}, but a volume has three axes, "
+            "and four with channels."
+        )
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ImageError(
+            f"{path} has an affine that cannot be inverted, so the size of its voxels is "
+            "not known. Convert it again from the original."
+        )
+    if not np.isfinite(voxels).all():
+        count = int(voxels.size - np.isfinite(voxels).sum())
+        raise ImageError(
+            f"{path} holds {count} voxels that are not finite numbers. Convert it again "
+            "from the original."
+        )
+    return Volume(voxels, affine)
+
+
+def write_nifti_atomic(
+    path: str | os.PathLike[str], voxels: NDArray[Any], affine: NDArray[np.floating]
+) -> None:
+    """Write a NIfTI file (`.nii.gz`) that is whole or absent; same voxels, same bytes.
+
+    Args:
+        path: the file; ends with `.nii.gz`.
+        voxels: (D, H, W) or (D, H, W, C), of a type that NIfTI knows.
+        affine: (4, 4) from voxel index to mm.
+    """
+    image = nib.Nifti1Image(voxels, affine)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")  # some readers know only this one
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as partial:
+        partial.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
 
 
 # --------------------------------------------------------------------- run-length masks
@@ -549,7 +638,13 @@ def write_png_atomic(path: str | os.PathLike[str], pixels: NDArray[Any]) -> None
         Image.fromarray(pixels).save(partial, format="PNG")
 
 
-def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> None:
+def check_outputs(
+    inputs: Sequence[Path],
+    out: Path,
+    endings: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+) -> None:
     """Refuse, before anything is written, what would overwrite or escape.
 
     Each input NAME.ending is to become `out`/NAME + each of `endings`.
@@ -558,6 +653,7 @@ def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> 
         inputs: files that exist.
         out: folder of the results; may not exist yet.
         endings: of the results.
+        names: of the results, where several files make one; the inputs' own where None.
 
     Raises:
         InputError: says which file stands in the way and what to do.
@@ -569,24 +665,29 @@ def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> 
     missing = [str(path) for path in inputs if not path.is_file()]
     if missing:
         raise InputError(f"there is no file {', '.join(missing)}. Check the path.")
-    seen: dict[str, Path] = {}
-    for path in inputs:
-        unsafe = path.stem in (".", "..") or any(
-            sign in '/\\:*?"<>|' or not sign.isprintable() for sign in path.stem
+    wanted = (
+        [(path.stem, str(path)) for path in inputs]
+        if names is None
+        else [(name, name) for name in names]
+    )
+    seen: dict[str, str] = {}
+    for name, source in wanted:
+        unsafe = name in (".", "..") or any(
+            sign in '/\\:*?"<>|' or not sign.isprintable() for sign in name
         )
-        if unsafe or max(len(f"{path.stem}{end}".encode()) for end in endings) > 255:
+        if unsafe or max(len(f"{name}{end}".encode()) for end in endings) > 255:
             raise InputError(
-                f"{path.name!r} cannot name the results: it holds signs that not every system "
+                f"{source!r} cannot name the results: it holds signs that not every system "
                 "allows in file names, or is too long. Rename the file."
             )
-        if other := seen.get(path.stem.casefold()):
+        if other := seen.get(name.casefold()):
             raise InputError(
-                f"{other} and {path} would both write {path.stem}{endings[-1]} (capitals do not "
+                f"{other} and {source} would both write {name}{endings[-1]} (capitals do not "
                 "count). Rename one, or write them into different folders."
             )
-        seen[path.stem.casefold()] = path
+        seen[name.casefold()] = source
     results = {
-        (out / f"{path.stem}{end}").resolve() for path in inputs for end in endings
+        (out / f"{name}{end}").resolve() for name, _ in wanted for end in endings
     }
     for path in inputs:
         if path.resolve() in results:

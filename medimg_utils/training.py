@@ -373,7 +373,8 @@ def fit(
     if workers is None:
         workers = min(4, max(1, (os.cpu_count() or 2) - 1))
 
-    network.to(memory_format=torch.channels_last)
+    volumes = any(weight.ndim == 5 for weight in network.parameters())
+    network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
     plain = algorithm(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     model, optimizer = fabric.setup(network, plain)
 

@@ -6,7 +6,6 @@ chose what we chose; `describe` turns that into the book's table.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -58,7 +57,12 @@ from medimg_utils.pneumothorax.preprocess import (
 )
 from medimg_utils.release import describe_release
 from medimg_utils.settings import SIZES
-from medimg_utils.splits import LeakError, check_no_leak, patient_folds
+from medimg_utils.splits import (
+    LeakError,
+    check_no_leak,
+    patient_digest,
+    patient_folds,
+)
 from medimg_utils.training import BEST, Batch, RunError, fit, load_tensors, stable_seed
 
 ENDINGS = (
@@ -364,12 +368,7 @@ def train(
 
 
 def _digests(records: Sequence[Record]) -> list[str]:
-    """One-way names of patients: enough to notice one again, not to tell who."""
-    return sorted({_digest(record) for record in records})
-
-
-def _digest(record: Record) -> str:
-    return hashlib.sha256(f"patient:{record.patient}".encode()).hexdigest()[:16]
+    return sorted({patient_digest(record.patient) for record in records})
 
 
 def describe_data(
@@ -630,7 +629,9 @@ def evaluate(
         *loaded.facts["patients"]["train"],
         *loaded.facts["patients"]["validation"],
     }
-    records = [record for record in everyone if _digest(record) not in known]
+    records = [
+        record for record in everyone if patient_digest(record.patient) not in known
+    ]
     if not records:
         raise LeakError(
             f"every patient of {data} was used to train {loaded.name}. Evaluate on "
@@ -681,7 +682,7 @@ def _case(record: Record, prediction: Prediction, run: Run) -> dict[str, Any]:
     image, probability, score, mask = prediction
     case: dict[str, Any] = {
         "image_id": record.image_id,
-        "patient": _digest(record),
+        "patient": patient_digest(record.patient),
         "label": record.label,
         "score": round(score, 6),
         "predicted_area": float(mask.mean()),
