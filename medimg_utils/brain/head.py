@@ -306,7 +306,7 @@ def _dura(tissues: Tissues, spacing: float) -> Tensor:
     sheet = sheet * (1 - tissues.white) * (1 - 0.6 * tissues.grey)
     outer = torch.exp(-(((at["surface"] + 1.6) / max(0.8, 0.5 * spacing)) ** 2))
     # the threads and vessels of the meninges fill a part of every sulcus
-    threads = 0.35 * tissues.csf * (at["ventricle"] < -2)
+    threads = 0.45 * tissues.csf * (at["ventricle"] < -2)
     return torch.maximum(sheet, 0.9 * outer).maximum(threads).clamp(0, 1)
 
 

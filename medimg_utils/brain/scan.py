@@ -145,7 +145,9 @@ def random_protocol(permeability: float, generator: np.random.Generator) -> Prot
         tissues["white"], t2=1.12 * tissues["white"].t2, pd=1.03 * tissues["white"].pd
     )
     glioma = tissues["glioma"]
-    tissues["glioma"] = replace(glioma, t1=0.9 * glioma.t1, t2=0.88 * glioma.t2)
+    tissues["glioma"] = replace(glioma, t1=0.9 * glioma.t1, t2=0.82 * glioma.t2)
+    necrosis = tissues["necrosis"]
+    tissues["necrosis"] = replace(necrosis, t2=0.65 * necrosis.t2)
     tissues["nuclei"] = replace(grey, t1=0.85 * grey.t1, t2=0.95 * grey.t2)
     tissues["dura"] = scatter(Tissue(0.7, 0.9 * grey.t1, 35, 0), 0.1, 0.1)
     tissues["plexus"] = scatter(Tissue(0.9, 1.2 * grey.t1, 130, 0), 0.1, 0.1)
@@ -175,7 +177,7 @@ def random_protocol(permeability: float, generator: np.random.Generator) -> Prot
             gamma=plain.gamma,
             level=plain.level * float(generator.uniform(0.9, 1.2)),
         )
-    water = float(generator.uniform(0.45, 0.95))
+    water = float(generator.uniform(0.5, 1.0))
     return Protocol(field, tissues, agent, water, acquisitions)
 
 
@@ -198,7 +200,7 @@ def _random_acquisition(
     else:
         volume_scan = generator.random() < 0.15
         tr, train = u(7500, 11000), u(120, 200)
-        ti = null_time(csf_t1, tr, train) * u(0.93, 1.02)
+        ti = null_time(csf_t1, tr, train) * u(0.88, 1.03)
         sequence = Sequence(tr=tr, te=u(95, 140), train=train, ti=ti)
     thickness = u(1.0, 1.5) if volume_scan else u(2.5, 6.0)
     gap = 0.0 if volume_scan else float(generator.choice([0.0, u(0.3, 1.5)]))
@@ -287,7 +289,7 @@ def signal(head: Head, protocol: Protocol, name: str) -> Tensor:
     grey = grey * (1 + 0.02 * head.texture)
     csf = of("csf")
     # refocusing pulses on other slices saturate white matter: magnetisation transfer
-    transfer = 0.87 if name == "flair" else 1.0
+    transfer = 0.80 if name == "flair" else 1.0
     mixed = (
         shares.csf * csf
         + shares.grey * grey

@@ -114,6 +114,7 @@ class Simulation:
     seed: of all that is random.
     spacing: of the voxels in mm; 1 as in BraTS, up to 4.
     lgg_rate: share of low-grade gliomas.
+    images: False writes the tables alone: a large cohort for survival in less time.
     survival: the model of survival.
     """
 
@@ -121,6 +122,7 @@ class Simulation:
     seed: int
     spacing: float = 1.0
     lgg_rate: float = LGG_RATE
+    images: bool = True
     survival: Survival = field(default_factory=Survival)
     version: int = VERSION
 
@@ -262,16 +264,20 @@ def draw_case(plan: Simulation, index: int, grade: str) -> Case:
 def _simulate_patient(
     plan: Simulation, index: int, grade: str, out: Path, data_dir: Path | None
 ) -> dict[str, Any]:
-    """Write the volumes of one patient; its row of the tables."""
+    """Write the volumes of one patient; return its row of the tables."""
     case = draw_case(plan, index, grade)
     head = make_head(load_template(data_dir), case.patient, case.glioma, plan.spacing)
-    folder = out / grade / case.case_id
-    images = {name: take(head, case.protocol, name) for name in MODALITIES}
-    volumes: dict[str, NDArray[Any]] = {**images, "seg": head.label}
-    for name, volume in volumes.items():
-        _write_volume(folder / f"{case.case_id}_{name}.nii.gz", volume, head.grid)
-    brain = np.any([image != 0 for image in images.values()], axis=0)
-    return _row(plan, index, case, head, brain)
+    if plan.images:
+        start = out / grade / case.case_id / case.case_id
+        for name in MODALITIES:
+            image = take(head, case.protocol, name)
+            _write_volume(
+                start.with_name(f"{start.name}_{name}.nii.gz"), image, head.grid
+            )
+        _write_volume(
+            start.with_name(f"{start.name}_seg.nii.gz"), head.label, head.grid
+        )
+    return _row(plan, index, case, head)
 
 
 def _write_volume(file: Path, box: NDArray[Any], grid: Grid) -> None:
@@ -291,12 +297,11 @@ def _write_volume(file: Path, box: NDArray[Any], grid: Grid) -> None:
         part.write_bytes(gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
 
 
-def _row(
-    plan: Simulation, index: int, case: Case, head: Head, brain: NDArray[np.bool_]
-) -> dict[str, Any]:
+def _row(plan: Simulation, index: int, case: Case, head: Head) -> dict[str, Any]:
     """What the tables say of a patient."""
     generator = np.random.default_rng([plan.seed, 2, index])
     label, cm3 = head.label, plan.spacing**3 / 1000
+    brain = head.volume(head.brain).numpy()
     volumes = {
         f"{name}_cm3": round(float((label == value).sum()) * cm3, 3)
         for name, value in (

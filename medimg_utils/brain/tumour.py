@@ -100,11 +100,11 @@ def random_glioma(grade: str, generator: np.random.Generator) -> Glioma:
     116 cm³ (26 to 232).
     """
     high = grade == "HGG"
-    whole = float(np.clip(np.exp(generator.normal(np.log(113), 0.5)), 24, 235))
+    whole = float(np.clip(np.exp(generator.normal(np.log(117), 0.5)), 24, 235))
     if high:
         share = np.clip(generator.normal(0.44, 0.16), 0.10, 0.80)
         pattern = str(generator.choice(["ring", "solid", "none"], p=[0.68, 0.26, 0.06]))
-        rim = np.clip(generator.normal(0.56, 0.18), 0.12, 0.95)
+        rim = np.clip(generator.normal(0.61, 0.18), 0.12, 0.95)
     else:
         share = np.clip(generator.normal(0.52, 0.18), 0.15, 0.88)
         pattern = str(generator.choice(["ring", "solid", "none"], p=[0.06, 0.24, 0.70]))
@@ -127,7 +127,7 @@ def random_glioma(grade: str, generator: np.random.Generator) -> Glioma:
         )
         if high
         else 0.0,
-        permeability=float(np.exp(generator.normal(np.log(0.30), 0.4))),
+        permeability=float(np.exp(generator.normal(np.log(0.24), 0.4))),
         seed=int(generator.integers(2**62)),
     )
 
@@ -593,7 +593,7 @@ def compose(
         glioma, torch.from_numpy(depth).float() - spacing / 2, core, noise, voxel
     )
 
-    front_water = water_front + 1.6 * noise(11) + 0.8 * noise(5) - 2.5 * grey
+    front_water = water_front + 1.6 * noise(11) + 0.8 * noise(5) - 4.0 * grey
     open_ = inside & (csf < 0.5) & ~core
     left = glioma.whole / voxel - float(core.sum())
     front_water = front_water + _offset(front_water, open_, left)
@@ -610,15 +610,15 @@ def compose(
     clots = noise(8)
     amount = torch.quantile(_some(clots[core]), 1 - glioma.bleeding)
     blood = torch.sigmoid((clots - amount) / 0.15) * share * (1 - 0.5 * soft)
-    fade = 0.75 + 0.25 * torch.sigmoid((core_front + 12) / 6)
-    degree = torch.sigmoid(front_water / 1.3) * fade * torch.exp(0.12 * noise(9))
+    fade = 0.65 + 0.35 * torch.sigmoid((core_front + 12) / 6)
+    degree = torch.sigmoid(front_water / 1.8) * fade * torch.exp(0.12 * noise(9))
     return Lesion(
         box=box,
         label=label,
         core=share,
         enhancing=(soft * share).clamp(0, 1),
         liquid=liquid,
-        oedema=degree.clamp(0, 1.2) * (white + 0.6 * grey),
+        oedema=degree.clamp(0, 1.2) * (white + 0.45 * grey),
         blood=blood if glioma.bleeding else torch.zeros(shape),
     )
 

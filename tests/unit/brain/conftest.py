@@ -1,4 +1,4 @@
-"""Toy patients in the layouts of BraTS and MSD: ellipsoid brains with planted tumours."""
+"""Toy patients in the layouts of BraTS and MSD, and one small simulated release."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+
+from medimg_utils.brain.simulate import Simulation, simulate_release
+from medimg_utils.settings import get_settings
 
 SHAPE = (48, 56, 44)
 SPACING = 3.0
@@ -145,3 +148,25 @@ def _write_case() -> Callable[..., Path]:
 def _write_nifti() -> Callable[..., Path]:
     """The writer of single volumes."""
     return write
+
+
+#: What the tests of the simulation's frame vary.
+PLAN = Simulation(patients=3, seed=4, spacing=4.0, lgg_rate=0.34)
+
+
+@pytest.fixture(scope="session")
+def plan() -> Simulation:
+    """Settings of the release `small`."""
+    return PLAN
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three simulated patients at 4 mm, made by two processes without a break."""
+    return simulate_release(
+        tmp_path_factory.mktemp("brain") / "release",
+        PLAN,
+        workers=2,
+        data_dir=get_settings().data,
+        progress=False,
+    )
