@@ -275,6 +275,15 @@ def _write_log(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     write_text_atomic(path, text.getvalue())
 
 
+def read_log(run: Path) -> list[dict[str, float]]:
+    """The rows of a run's `log.csv`; what was undefined is NaN."""
+    with (run / LOG).open(newline="", encoding="utf-8") as file:
+        return [
+            {key: float(value or "nan") for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
 # --------------------------------------------------------------------------------- loop
 
 

@@ -118,7 +118,10 @@ def read_mrnet(
     root = release_folder(root)
     labels = _mrnet_labels(root, split)
     files = _mrnet_files(root, split)
-    names = sorted(labels if labels else set.union(*files.values()))
+    listed = set(labels) if labels is not None else set.union(*files.values())
+    names = sorted(listed)
+    if not names:
+        raise DatasetError(f"{root} has no exam in its split {split}. Use another one.")
     exams, missing = [], []
     for name in names:
         absent = [series for series in SERIES if name not in files[series]]
@@ -126,13 +129,13 @@ def read_mrnet(
             missing += [f"{split}/{series}/{name}.npy" for series in absent]
             continue
         paths = {series: root / split / series / f"{name}.npy" for series in SERIES}
-        exams.append(Exam(name, split, paths, labels.get(name, {})))
+        exams.append(Exam(name, split, paths, labels[name] if labels else {}))
     _refuse_missing(missing, len(names) - len(exams), len(names), root, allow_missing)
     return exams
 
 
-def _mrnet_labels(root: Path, split: str) -> dict[str, dict[str, int]]:
-    """{exam: {diagnosis: label}}; empty where the split has no table."""
+def _mrnet_labels(root: Path, split: str) -> dict[str, dict[str, int]] | None:
+    """{exam: {diagnosis: label}}; None where the split has no table."""
     if split not in MRNET_SPLITS:
         raise DatasetError(
             f"{split!r} is no split of MRNet; there are: {', '.join(MRNET_SPLITS)}."
@@ -149,7 +152,7 @@ def _mrnet_labels(root: Path, split: str) -> dict[str, dict[str, int]]:
                 f"{root} holds neither {split}-abnormal.csv nor a folder {split}. Give "
                 f"the folder MRNet-v1.0 of the release.{inside}"
             )
-        return {}
+        return None
     if len(tables) < len(DIAGNOSES):
         absent = ", ".join(
             f"{split}-{diagnosis}.csv"
@@ -178,6 +181,8 @@ def _nested(root: Path) -> bool:
 
 def _mrnet_table(path: Path) -> dict[str, int]:
     """{exam: label} of a table without a header, `0000,1` a line."""
+    if not path.stat().st_size:  # a simulated split may be empty
+        return {}
     table = read_table(path, header=False)
     if table.shape[1] != 2:
         raise DatasetError(
@@ -484,7 +489,7 @@ def _verify_mrnet(root: Path, progress: bool) -> list[Check]:
     checks = []
     files: list[Path] = []
     for split in MRNET_SPLITS:
-        labels = _mrnet_labels(root, split)
+        labels = _mrnet_labels(root, split) or {}
         present = _mrnet_files(root, split)
         absent = [
             f"{split}/{series}/{name}.npy: listed, but there is no file"

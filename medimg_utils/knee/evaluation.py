@@ -315,7 +315,7 @@ def subgroups(
         )
     facts = [truth.exams[case["exam_id"]] for case in cases]
     answer: dict[str, Any] = {}
-    for name in ("anatomy", "side"):
+    for name in ("anatomy", "habitus", "side", "field"):
         values = sorted({str(row[name]) for row in facts if name in row})
         if len(values) > 1:
             answer[name] = {

@@ -400,7 +400,9 @@ def train(
         (out / BEST).with_suffix(".json"),
         {
             **facts,
-            "parts": [{**part._asdict(), **told[part]} for part in parts],
+            "parts": [
+                {"name": part.name, **part._asdict(), **told[part]} for part in parts
+            ],
             "landmarks": {name: asdict(one) for name, one in standardisers.items()},
             "combinations": as_json(combinations),
             "thresholds": choose_thresholds(

@@ -23,7 +23,7 @@ from medimg_utils.pneumothorax.simulate import (
     simulate_release,
 )
 from medimg_utils.settings import get_settings
-from medimg_utils.training import BEST, LOG
+from medimg_utils.training import BEST, read_log
 
 NAME = "pneumothorax-lab"
 
@@ -66,11 +66,7 @@ def run_lab(
         )
         tests[name]["cases"] = _with_truth(tests[name]["cases"], release_of_test)
     facts = json.loads((shipped / BEST).with_suffix(".json").read_text("utf-8"))
-    with (shipped / LOG).open(newline="", encoding="utf-8") as file:
-        history = [
-            {key: float(value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    history = read_log(shipped)
     unseen = tests["unseen-patients"]
     minutes = sum(row["seconds"] for row in history) / 60
     result = {

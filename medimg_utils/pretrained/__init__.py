@@ -7,7 +7,7 @@ NAME.safetensors, or NAME.PART.safetensors where several networks work together.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -44,13 +44,19 @@ def find(name: str, part: str | None = None) -> Path:
     return path
 
 
-def store(name: str, weights: Mapping[str | None, Path], about: Path) -> None:
+def store(
+    name: str,
+    weights: Mapping[str | None, Path],
+    about: Path,
+    leave_out: Iterable[str] = (),
+) -> None:
     """Copy a run's networks into the package, in float16: half the size.
 
     Args:
         name: e.g. `pneumothorax-lab`.
         weights: file of each part; the part of a single network is None.
         about: the run's JSON file.
+        leave_out: keys of that file that nobody needs who only predicts.
 
     Raises:
         OverflowError: a weight does not fit into float16.
@@ -64,4 +70,5 @@ def store(name: str, weights: Mapping[str | None, Path], about: Path) -> None:
         target = FOLDER / ".".join(filter(None, [name, part, "safetensors"]))
         save_tensors(target, small, stored)
     facts = json.loads(about.read_text(encoding="utf-8"))
-    write_json_atomic(FOLDER / f"{name}.json", facts)
+    kept = {key: value for key, value in facts.items() if key not in set(leave_out)}
+    write_json_atomic(FOLDER / f"{name}.json", kept)

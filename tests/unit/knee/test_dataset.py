@@ -111,7 +111,8 @@ def test_a_split_with_secret_labels_has_exams_without_labels(small):
         ("exam,label\n0000,1\n", "line 1"),
         ("0000,1\n0000,0\n", "both 0 and 1"),
         ("0000\n0001\n", "1 columns"),
-        ("", "no csv table"),
+        ("", "different exams"),
+        ('"', "no csv table"),
         ("0000,1\n0001,0\n0002,0\n", "different exams: 1 .* 0003"),
     ],
 )
@@ -386,6 +387,17 @@ def test_unlisted_files_are_only_noted(small):
     assert not problems("mrnet", small)
     notes = " ".join(n for check in verify("mrnet", small) for n in check.notes)
     assert "1 exams are not listed" in notes
+
+
+def test_a_split_without_exams_is_told_but_no_problem(tmp_path, write_mrnet):
+    """Simulated tests have a `valid` split alone; their `train` tables are empty."""
+    release = write_mrnet(tmp_path, train=0, valid=2)
+    for diagnosis in DIAGNOSES:
+        (release / f"train-{diagnosis}.csv").write_text("")
+    assert not problems("mrnet", release)
+    assert len(read_mrnet(release, "valid")) == 2
+    with pytest.raises(DatasetError, match="no exam in its split train"):
+        read_mrnet(release, "train")
 
 
 def test_what_is_no_release_is_a_problem(tmp_path):
