@@ -373,7 +373,7 @@ def read_volume(path: str | os.PathLike[str]) -> NDArray[Any]:
         raise VolumeError(
             f"{path} holds values that are not finite numbers. Export it again."
         )
-    return np.asarray(volume)
+    return np.array(volume)  # in memory, no longer mapped
 
 
 # ------------------------------------------------------------------------------ data set

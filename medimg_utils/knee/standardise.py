@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from medimg_utils.errors import InputError
@@ -49,40 +50,34 @@ class StandardiseError(InputError):
 class GreyCurve:
     """A rising, piecewise linear curve through points; straight on beyond the last.
 
-    Attributes:
-        source: (K,) grey values, strictly rising.
-        target: (K,) what they become, strictly rising.
+    Where several points have one grey value (a flat part of the image has several
+    percentiles), the curve jumps there, from the first of them to the last.
 
-    >>> curve = GreyCurve.through([0, 10, 20], [0, 50, 60])
-    >>> curve([-1, 5, 10, 30]).tolist()
-    [-5.0, 25.0, 50.0, 70.0]
-    >>> curve.inverse()(curve([-1, 5, 10, 30])).tolist()
-    [-1.0, 5.0, 10.0, 30.0]
+    Attributes:
+        source: (K,) grey values, in rising order, at least two of them different.
+        target: (K,) what they become, in rising order.
+
+    >>> curve = GreyCurve([0, 10, 10, 20], [0, 50, 70, 80])
+    >>> curve([-1, 5, 9, 10, 30]).tolist()
+    [-5.0, 25.0, 45.0, 70.0, 90.0]
+    >>> curve.inverse()(curve([-1, 5, 9, 10, 30])).tolist()
+    [-1.0, 5.0, 9.0, 10.0, 30.0]
     """
 
-    source: NDArray[np.float64]
-    target: NDArray[np.float64]
+    source: ArrayLike
+    target: ArrayLike
 
-    @classmethod
-    def through(cls, source: ArrayLike, target: ArrayLike) -> GreyCurve:
-        """The curve through points in rising order.
-
-        Where several landmarks have one grey value (a flat part of the image), their
-        targets are averaged, and where several have one target, their grey values: the
-        curve stays a curve and can be inverted.
-
-        Raises:
-            StandardiseError: fewer than two different points are left.
-        """
-        x, y = np.asarray(source, np.float64), np.asarray(target, np.float64)
-        x, y = _average_ties(x, y)
-        y, x = _average_ties(y, x)
-        if x.size < 2:
+    def __post_init__(self) -> None:
+        x, y = np.asarray(self.source, float), np.asarray(self.target, float)
+        if (np.diff(x) < 0).any() or (np.diff(y) < 0).any():
+            raise StandardiseError(f"the points {x} → {y} do not rise.")
+        if not ((np.diff(x) > 0) & (np.diff(y) > 0)).any():
             raise StandardiseError(
                 "all landmarks have the same grey value: the volume shows nothing but "
                 "one shade. Leave it out."
             )
-        return cls(x, y)
+        object.__setattr__(self, "source", x)
+        object.__setattr__(self, "target", y)
 
     def inverse(self) -> GreyCurve:
         """The curve that leads back."""
@@ -90,18 +85,18 @@ class GreyCurve:
 
     def __call__(self, values: ArrayLike) -> NDArray[np.float64]:
         """Values of any shape → what they become."""
-        x = np.asarray(values, dtype=np.float64)
-        segment = np.searchsorted(self.source[1:-1], x, side="right")
-        slope = np.diff(self.target) / np.diff(self.source)
-        return self.target[segment] + slope[segment] * (x - self.source[segment])
-
-
-def _average_ties(
-    x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    distinct, group = np.unique(x, return_inverse=True)
-    count = np.bincount(group)
-    return distinct, np.bincount(group, weights=y) / count
+        x, y = np.asarray(self.source), np.asarray(self.target)
+        given = np.asarray(values, dtype=np.float64)
+        rises = np.diff(x) > 0
+        slope = np.diff(y)[rises] / np.diff(x)[rises]
+        left_x, left_y = x[:-1][rises], y[:-1][rises]
+        # Each value lies right of the last segment that starts at or before it.
+        segment = np.searchsorted(left_x[1:], given, side="right")
+        found = left_y[segment] + slope[segment] * (given - left_x[segment])
+        # Beyond the ends, the outermost points with the outermost slopes that rise.
+        rising = slope[slope > 0]
+        found = np.where(given < x[0], y[0] + rising[0] * (given - x[0]), found)
+        return np.where(given >= x[-1], y[-1] + rising[-1] * (given - x[-1]), found)
 
 
 # --------------------------------------------------------------------------- histograms
@@ -126,16 +121,17 @@ class Histogram:
         >>> Histogram.of(np.array([[3, 5], [5, 4]])).counts.tolist()
         [1, 1, 2]
         """
-        lowest, levels = 0, LEVELS
-        if volume.dtype not in (np.uint8, np.uint16):
-            lowest, highest = int(volume.min()), int(volume.max())
-            levels = highest - lowest + 1
-            if levels > LEVELS:
-                return None
-            volume = (volume.astype(np.int64) - lowest).astype(np.uint16)
-        elif volume.dtype == np.uint8:
-            levels = 256
-        return cls(np.bincount(volume.ravel(), minlength=levels), lowest)
+        if volume.dtype == np.uint8:
+            flat = torch.from_numpy(np.require(volume.ravel(), requirements="W"))
+            # NumPy's own would first make eight bytes of each.
+            return cls(torch.bincount(flat, minlength=256).numpy(), 0)
+        if volume.dtype == np.uint16:
+            return cls(np.bincount(volume.ravel(), minlength=LEVELS), 0)
+        lowest, highest = int(volume.min()), int(volume.max())
+        if highest - lowest >= LEVELS:
+            return None
+        shifted = (volume.astype(np.int64) - lowest).ravel()
+        return cls(np.bincount(shifted), lowest)
 
     def above_mean(self) -> Histogram:
         """Of the voxels brighter than the mean."""
@@ -244,7 +240,7 @@ class Standardiser:
         target = np.array(self.landmarks)
         if self.foreground and own[0] > 0 and target[0] > 0:
             own, target = np.append(0.0, own), np.append(0.0, target)
-        return GreyCurve.through(own, target)
+        return GreyCurve(own, target)
 
     def __call__(
         self, volume: NDArray[Any], dtype: type[np.float32 | np.uint8] = np.float32

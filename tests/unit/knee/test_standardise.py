@@ -47,9 +47,11 @@ def test_percentiles_of_the_histogram_are_those_of_the_voxels(volume):
     counted = Histogram.of(volume)
     wanted = [0, 1, 12.5, 50, 77, 99, 100]
     np.testing.assert_allclose(
-        counted.percentiles(wanted), np.percentile(volume, wanted), atol=1e-9
+        counted.percentiles(wanted),
+        np.percentile(volume.astype(float), wanted),  # int8 would overflow in it
+        atol=1e-9,
     )
-    bright = volume[volume > volume.astype(float).mean()]
+    bright = volume[volume > volume.astype(float).mean()].astype(float)
     above = counted.above_mean()
     assert above.counts.sum() == bright.size
     if bright.size:
@@ -67,18 +69,20 @@ def test_a_range_that_is_too_wide_is_not_counted():
 
 
 def test_a_curve_goes_through_its_points_and_on():
-    curve = GreyCurve.through([10, 20, 40], [0, 100, 110])
+    curve = GreyCurve([10, 20, 40], [0, 100, 110])
     assert curve([10, 20, 40]).tolist() == [0, 100, 110]
     assert curve([0, 15, 30, 60]).tolist() == [-100, 50, 105, 120]
 
 
-def test_equal_landmarks_are_averaged():
-    curve = GreyCurve.through([0, 0, 0, 10], [0, 3, 6, 20])
-    assert curve([0, 10]).tolist() == [3, 20]
-    curve = GreyCurve.through([0, 2, 4, 10], [5, 5, 5, 20])
-    assert curve([2, 10]).tolist() == [5, 20]
+def test_equal_landmarks_are_a_jump():
+    curve = GreyCurve([0, 0, 0, 10, 10], [0, 3, 6, 20, 30])
+    assert curve([-1, 0, 5, 9, 10, 11]).tolist() == [-1.4, 6, 13, 18.6, 30, 31.4]
+    back = curve.inverse()
+    assert back([0, 3, 6, 25]).tolist() == [0, 0, 0, 10]
     with pytest.raises(StandardiseError, match="one shade"):
-        GreyCurve.through([4, 4, 4], [1, 2, 3])
+        GreyCurve([4, 4, 4], [1, 2, 3])
+    with pytest.raises(StandardiseError, match="do not rise"):
+        GreyCurve([1, 3, 2], [1, 2, 3])
 
 
 @settings(deadline=None, max_examples=100)
@@ -89,8 +93,6 @@ def test_the_map_is_monotone_and_can_be_undone(volume, foreground):
         curve = learned.curve(volume)
     except StandardiseError:  # one shade
         return
-    assert (np.diff(curve.source) > 0).all()
-    assert (np.diff(curve.target) > 0).all()
     levels = np.arange(-50, 400)
     assert (np.diff(curve(levels)) > 0).all()
     np.testing.assert_allclose(curve.inverse()(curve(levels)), levels, atol=1e-7)
@@ -183,7 +185,8 @@ def test_torchio_learns_and_applies_the_same(tmp_path):
     used = [0, 1, 2, 4, 5, 6, 7, 8, 10, 11, 12]  # it learns quartiles, but leaves them
     np.testing.assert_allclose(theirs[used], ours.landmarks, rtol=1e-5)
     transform = torchio.HistogramStandardization({"exam": theirs})
-    for volume in (tissue(30, 0.8), tissue(31, 3.0)):
+    # The last one has a background so even that several percentiles are equal.
+    for volume in (tissue(30, 0.8), tissue(31, 3.0), tissue(32, 0.1)):
         image = torchio.ScalarImage(
             tensor=torch.from_numpy(volume.astype(np.int32))[None]
         )
