@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medimg_utils import __main__ as command
-from medimg_utils import pretrained
+from medimg_utils import results
 from medimg_utils.errors import InputError
 from medimg_utils.io import ImageError, read_image
 from medimg_utils.pneumothorax import experiment
@@ -26,6 +26,8 @@ from medimg_utils.pneumothorax.experiment import (
     split,
     train,
 )
+from medimg_utils.pneumothorax.simulate import LAB_TESTS, simulate_films
+from medimg_utils.settings import get_settings
 from medimg_utils.splits import LeakError
 from medimg_utils.training import RunError, load_tensors
 
@@ -280,15 +282,22 @@ def test_a_release_without_masks_trains_and_evaluates(tmp_path):
 # ----------------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.skipif(
-    "pneumothorax-lab" not in pretrained.names(), reason="no shipped network yet"
-)
-def test_the_shipped_network_answers(tmp_path, write_dicom):
-    rows, columns = np.mgrid[:200, :200]
-    grey = (120 + 60 * np.sin(rows / 30) * np.cos(columns / 20)).astype(np.uint8)
-    path = write_dicom(tmp_path / "a.dcm", grey)
+def test_the_shipped_network_repeats_a_stored_score(tmp_path):
+    """The film follows from its seed, and the stored numbers from the shipped weights."""
+    tests = results.load("pneumothorax-lab")["tests"]
+    cases = tests["unseen-patients"]["cases"]
+    case = min(cases, key=lambda case: abs(case["score"] - 0.5))  # the least sure
+    films = simulate_films(
+        tmp_path / "films",
+        LAB_TESTS["unseen-patients"],
+        {case["image_id"]},
+        workers=1,
+        data_dir=get_settings().data,
+        progress=False,
+    )
+    (path,) = films.rglob(f"{case['image_id']}.dcm")
     (answer,) = predict("lab", [path], tmp_path / "out", progress=False)
-    assert 0 <= answer["score"] <= 1
+    assert answer["score"] == pytest.approx(case["score"], abs=0.01)
     assert answer["settings"]["experiment"]["size"] == "lab"
 
 
