@@ -7,6 +7,11 @@ import typer
 
 from medimg_utils.errors import InputError
 
+Runs = Annotated[Path, typer.Option(help="Folder of the runs, one a fold.")]
+Folds = Annotated[
+    list[int] | None, typer.Option("--fold", help="Folds; the first is shipped.")
+]
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 
@@ -16,14 +21,7 @@ def main() -> None:
 
 
 @app.command()
-def pneumothorax(
-    runs: Annotated[Path, typer.Option(help="Folder of the runs, one a fold.")] = Path(
-        "runs"
-    ),
-    folds: Annotated[
-        list[int] | None, typer.Option("--fold", help="Folds; the first is shipped.")
-    ] = None,
-) -> None:
+def pneumothorax(runs: Runs = Path("runs"), folds: Folds = None) -> None:
     """U-Net on simulated radiographs; what is done already is not done again."""
     from medimg_utils.pneumothorax.lab import run_lab
 
@@ -35,6 +33,22 @@ def pneumothorax(
     for name, test in result["tests"].items():
         auc, dice = test["auc"]["value"], test["dice"]["value"]
         typer.echo(f"{name:18} AUC {auc:.3f}  Dice of positives {dice:.3f}")
+
+
+@app.command()
+def knee(runs: Runs = Path("runs"), folds: Folds = None) -> None:
+    """MRNet on simulated knee exams; what is done already is not done again."""
+    from medimg_utils.knee.lab import run_lab
+
+    try:
+        result = run_lab(runs, folds or [0])
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    for name, test in result["tests"].items():
+        for diagnosis, found in test["diagnoses"].items():
+            area = found["combined"]["auc"]["value"]
+            typer.echo(f"{name:18} {diagnosis:9} AUC {area:.3f}")
 
 
 if __name__ == "__main__":

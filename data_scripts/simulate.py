@@ -56,5 +56,27 @@ def pneumothorax(
         raise typer.Exit(1) from None
 
 
+@app.command()
+def brain(
+    out: Annotated[Path, typer.Option(help="Folder to write, in the BraTS layout.")],
+    patients: Annotated[int, typer.Option(help="Patients, each with one tumour.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")],
+    spacing: Annotated[float, typer.Option(help="Side of the voxels in mm.")] = 1.0,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Write the tables without images.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core.")] = None,
+) -> None:
+    """Brain tumours in four MR images, with masks and survival."""
+    from medimg_utils.brain.simulate import Simulation, simulate_release
+
+    try:
+        plan = Simulation(patients, seed, spacing=spacing, images=not tables_only)
+        simulate_release(out, plan, workers=workers)
+    except (InputError, AnatomyError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
 if __name__ == "__main__":
     app()

@@ -1,31 +1,45 @@
-"""Examine a release before training on it: python data_scripts/verify.py siim|nih PATH.
+"""Examine a release before training on it: python data_scripts/verify.py LAYOUT PATH.
 
-Opens every image and every mask, prints a table of what is fine and what is not, and exits
-with 1 where there is a problem.
+Opens every file, prints a table of what is fine and what is not, and exits with 1 where
+there is a problem.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from medimg_utils.errors import InputError
-from medimg_utils.pneumothorax.dataset import Check, verify
+from medimg_utils.release import Check
 
 SHOWN = 5  # cases listed of each problem
+USE_CASES = {  # layout → the use case that reads it
+    "siim": "pneumothorax",
+    "nih": "pneumothorax",
+    "mrnet": "knee",
+    "kneemri": "knee",
+    "brats": "brain",
+    "msd": "brain",
+}
 
 
 def main(
-    layout: Annotated[str, typer.Argument(help="siim or nih")],
+    layout: Annotated[str, typer.Argument(help=", ".join(USE_CASES))],
     path: Annotated[Path, typer.Argument(help="Folder of the release.")],
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Print what is fine in a release and what is not; exit 1 on a problem."""
+    if layout not in USE_CASES:
+        sys.exit(
+            f"error: {layout!r} is no known layout; there are: {', '.join(USE_CASES)}."
+        )
+    dataset = import_module(f"medimg_utils.{USE_CASES[layout]}.dataset")
     try:
-        checks = verify(layout, path, progress=not quiet)
+        checks = dataset.verify(layout, path, progress=not quiet)
     except InputError as error:
         sys.exit(f"error: {error}")
     width = max(len(check.name) for check in checks)

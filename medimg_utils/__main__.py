@@ -35,29 +35,43 @@ Run = Annotated[
     str, typer.Option(help="Folder of a run, or 'lab' for the network shipped here.")
 ]
 Fold = Annotated[int | None, typer.Option(min=0, help="Fold to hold out, from 0.")]
+Mode = Annotated[
+    str | None,
+    typer.Option(help="reference, fast or one-pass; the run's own unless given."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+NewRun = Annotated[Path, typer.Option(help="Folder of the new run.")]
+Size = Annotated[
+    str | None, typer.Option(help="tiny, lab or paper; MEDIMG_SIZE unless given.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="MEDIMG_SEED unless given.")]
+Epochs = Annotated[int | None, typer.Option(help="Instead of the size's own number.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that load images.")]
+Numbers = Annotated[Path, typer.Option(help="JSON file to write.")]
+Results = Annotated[Path, typer.Option(help="Folder for the results.")]
+KneeSplit = Annotated[
+    str, typer.Option(help="train or valid; KneeMRI: train, tune or test.")
+]
+AllowMissing = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing",
+        help="Leave out exams that a table names and the folder lacks.",
+    ),
+]
 
 
 @train.command("pneumothorax")
 def train_pneumothorax(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
-    size: Annotated[
-        str | None, typer.Option(help="tiny, lab or paper; MEDIMG_SIZE unless given.")
-    ] = None,
+    out: NewRun,
+    size: Size = None,
     fold: Fold = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a stopped run.")
-    ] = False,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="MEDIMG_SEED unless given.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Instead of the size's own number.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that load images.")
-    ] = None,
+    resume: Resume = False,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    workers: Workers = None,
     cache: Annotated[
         Path | None, typer.Option(help="Keep decoded images here.")
     ] = None,
@@ -90,7 +104,7 @@ def train_pneumothorax(
 def evaluate_pneumothorax(
     data: Data,
     run: Run,
-    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    out: Numbers,
     fold: Fold = None,
     truth: Annotated[
         Path | None,
@@ -125,7 +139,7 @@ def evaluate_pneumothorax(
 def predict_pneumothorax(
     files: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG files.")],
     run: Run,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    out: Results,
     quiet: Quiet = False,
 ) -> None:
     """Probability map, overlay and score of each radiograph."""
@@ -134,6 +148,249 @@ def predict_pneumothorax(
     answers = experiment.predict(run, files, out, progress=not quiet)
     for path, answer in zip(files, answers, strict=True):
         typer.echo(f"{path.name}: {answer['score']:.3f}")
+
+
+# --------------------------------------------------------------------------------- knee
+
+
+@train.command("knee")
+def train_knee(
+    data: Data,
+    out: NewRun,
+    size: Size = None,
+    fold: Fold = None,
+    resume: Resume = False,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    workers: Workers = None,
+    allow_missing: AllowMissing = False,
+    quiet: Quiet = False,
+) -> None:
+    """MRNet after Bien et al. 2018 on MRNet-v1.0 or KneeMRI."""
+    from medimg_utils.knee import experiment
+
+    settings = get_settings()
+    chosen = experiment.get_experiment(size or settings.size, epochs=epochs)
+    logs = experiment.train(
+        data,
+        out,
+        chosen,
+        fold=fold,
+        seed=settings.seed if seed is None else seed,
+        resume=resume,
+        allow_missing=allow_missing,
+        workers=workers,
+        progress=not quiet,
+    )
+    for name, history in logs.items():
+        best = min(history, key=lambda row: row["val_loss"])
+        typer.echo(
+            f"{name}: best epoch {best['epoch']} of {len(history)}, held-out loss "
+            f"{_show(best['val_loss'])}, AUC {_show(best['val_auc'])}"
+        )
+    typer.echo(str(out))
+
+
+@evaluate.command("knee")
+def evaluate_knee(
+    data: Data,
+    run: Run,
+    out: Numbers,
+    split: KneeSplit = "valid",
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            help="simulation-truth.json, for localisation and subgroups of simulated exams."
+        ),
+    ] = None,
+    allow_missing: AllowMissing = False,
+    quiet: Quiet = False,
+) -> None:
+    """AUC of each diagnosis, series and combination; localisation; controls."""
+    from medimg_utils.knee import experiment
+
+    answer = experiment.evaluate(
+        data,
+        run,
+        split=split,
+        out=out,
+        truth=truth,
+        allow_missing=allow_missing,
+        progress=not quiet,
+    )
+    simulated = " simulated" if answer["about"]["data"]["simulated"] else ""
+    typer.echo(f"{answer['n']['exams']}{simulated} exams of {split}")
+    for diagnosis, found in answer["diagnoses"].items():
+        single = ", ".join(
+            f"{series} {_show(area['value'])}"
+            for series, area in found["series"].items()
+        )
+        combined = ""
+        if found["combined"] is not None:
+            area = found["combined"]["auc"]
+            ends = ", ".join(map(_show, area["bootstrap"]))
+            combined = f"combined AUC {_show(area['value'])} [{ends}]; "
+        style = _show(answer["controls"]["style"][diagnosis]["auc"])
+        typer.echo(
+            f"{diagnosis}: {found['positives']} positive; {combined}{single}; "
+            f"style alone {style}"
+        )
+    for diagnosis, by_series in (answer["localisation"] or {}).items():
+        for series, found in by_series.items():
+            shown = "; ".join(
+                f"{question} "
+                + ", ".join(
+                    f"{who} {_show(found[question][who]['value'])}"
+                    for who in ("network", "random", "centre")
+                )
+                for question in ("slice", "pointing", "overlap")
+            )
+            typer.echo(f"{diagnosis} in {found['n']} {series}: {shown}")
+
+
+@predict.command("knee")
+def predict_knee(
+    run: Run,
+    data: Data,
+    out: Results,
+    split: KneeSplit = "valid",
+    allow_missing: AllowMissing = False,
+    quiet: Quiet = False,
+) -> None:
+    """Probabilities, picked slices and class activation maps of each exam."""
+    from medimg_utils.knee import experiment
+
+    answers = experiment.predict(
+        run,
+        data,
+        out,
+        split=split,
+        allow_missing=allow_missing,
+        progress=not quiet,
+    )
+    for answer in answers:
+        shown = ", ".join(
+            f"{name} {probability:.3f}"
+            for name, probability in answer["probabilities"].items()
+        )
+        typer.echo(f"{answer['exam']}: {shown or 'see series'}")
+
+
+# -------------------------------------------------------------------------------- brain
+
+
+@train.command("brain")
+def train_brain(
+    data: Data,
+    out: NewRun,
+    size: Size = None,
+    fold: Fold = None,
+    resume: Resume = False,
+    seed: Seed = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of each network, instead of the size's own.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that cut patches.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep prepared cases here.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Two-step 3-D U-Net after Weninger et al. 2019 on BraTS or MSD Task01."""
+    from medimg_utils.brain import experiment
+
+    settings = get_settings()
+    chosen = experiment.get_experiment(size or settings.size, epochs=epochs)
+    logs = experiment.train(
+        data,
+        out,
+        chosen,
+        fold=fold,
+        seed=settings.seed if seed is None else seed,
+        resume=resume,
+        workers=workers,
+        cache=cache,
+        progress=not quiet,
+    )
+    for stage, rows in logs.items():
+        last = rows[-1]
+        typer.echo(
+            f"{stage}: {len(rows)} epochs, loss {last['loss']:.3f}, validation Dice "
+            f"{_show(last['val_dice'])}"
+        )
+    typer.echo(f"the run is in {out}")
+
+
+@evaluate.command("brain")
+def evaluate_brain(
+    data: Data,
+    run: Run,
+    out: Numbers,
+    fold: Fold = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="simulation-truth.csv, for subgroups of simulated data."),
+    ] = None,
+    mode: Mode = None,
+    quiet: Quiet = False,
+) -> None:
+    """Dice, Hausdorff distance and survival on unseen patients."""
+    from medimg_utils.brain import experiment
+
+    answer = experiment.evaluate(
+        data, run, fold=fold, out=out, truth=truth, mode=mode, progress=not quiet
+    )
+    simulated = " simulated" if answer["about"]["data"]["simulated"] else ""
+    typer.echo(
+        f"{answer['n']['cases']}{simulated} cases of {answer['n']['patients']} patients, "
+        f"mode {answer['mode']}"
+    )
+    for name, region in answer["regions"].items():
+        low, high = region["dice"]["interval"]
+        typer.echo(
+            f"{name}: Dice {_show(region['dice']['mean'])} [{_show(low)}, {_show(high)}], "
+            f"HD95 {_show(region['hausdorff95_mm']['mean'])} mm (median "
+            f"{_show(region['hausdorff95_mm']['median'])} mm)"
+        )
+    control = answer["controls"]["flair_threshold"]["mean"]
+    typer.echo(f"control: a FLAIR threshold gives WT Dice {_show(control)}")
+    table = answer["survival"]["predicted_masks"]
+    if table is None:
+        typer.echo("survival: too few patients to compare regressions")
+    else:
+        for variant in (key for key in table if key != "n"):
+            scores = table[variant]
+            typer.echo(
+                f"survival, {variant}: accuracy {_show(scores['accuracy'])}, Spearman "
+                f"{_show(scores['spearman'])}, MSE {scores['mse']:.0f} days²"
+            )
+
+
+@predict.command("brain")
+def predict_brain(
+    cases: Annotated[
+        list[Path],
+        typer.Argument(help="Case folders of any BraTS naming; files of MSD Task01."),
+    ],
+    run: Run,
+    out: Results,
+    mode: Mode = None,
+    quiet: Quiet = False,
+) -> None:
+    """Segmentation, volumes and survival estimate of each case."""
+    from medimg_utils.brain import experiment
+
+    answers = experiment.predict(run, cases, out, mode=mode, progress=not quiet)
+    for answer in answers:
+        volumes = answer["volumes_cm3"]
+        days = answer["survival"]["days"]
+        typer.echo(
+            f"{answer['case']}: WT {volumes['WT']:.1f}, TC {volumes['TC']:.1f}, ET "
+            f"{volumes['ET']:.1f} cm³; survival "
+            + ("not estimated" if days is None else f"{days:.0f} days")
+        )
 
 
 def _show(value: Any) -> str:

@@ -1,25 +1,32 @@
-"""Reading images and run-length masks, writing files that are whole or absent.
+"""Reading images, volumes and run-length masks, writing files whole or not at all.
 
 A radiograph arrives as DICOM, PNG or JPEG, in 8 to 16 bits, grey or colour, black on
 white or white on black. `read_image` turns each of them into the same thing: a float
 picture in [0, 1] in which more absorption is brighter, with its pixel spacing where the
-file knows it.
+file knows it. `read_nifti` reads a volume with its place in space.
 """
 
 from __future__ import annotations
 
+import functools
+import gzip
 import json
 import math
 import os
+import pickle
+import re
 import secrets
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from pydicom.errors import InvalidDicomError
@@ -34,6 +41,10 @@ class ImageError(InputError):
 
 class RunLengthError(InputError):
     """A text is no run-length mask of the given shape."""
+
+
+class PickleError(InputError):
+    """A pickle is damaged, or holds something else than arrays."""
 
 
 # ------------------------------------------------------------------------------- images
@@ -272,6 +283,91 @@ def _spacing(header: pydicom.Dataset) -> tuple[tuple[float, float] | None, str |
     return None, None
 
 
+# ------------------------------------------------------------------------------ volumes
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels of a NIfTI file as they lie in it.
+
+    Attributes:
+        voxels: (D, H, W), or (D, H, W, C) where the file holds several channels;
+            float32, rescaled as the header says.
+        affine: (4, 4) from voxel index to mm; x grows to the patient's right, y to the
+            front, z to the top.
+    """
+
+    voxels: NDArray[np.float32]
+    affine: NDArray[np.float64]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance of voxel centres along the three axes in mm."""
+        sizes = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return (float(sizes[0]), float(sizes[1]), float(sizes[2]))
+
+
+def read_nifti(path: str | os.PathLike[str]) -> Volume:
+    """Read a NIfTI file, `.nii` or `.nii.gz`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageError: the file is empty, damaged, no NIfTI, has neither three nor four
+            axes, an affine that cannot be inverted, or voxels that are not numbers.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder. Give the path of one NIfTI file.")
+    if not path.stat().st_size:
+        raise ImageError(f"{path} is empty (0 bytes). Copy or download it again.")
+    try:
+        image: Any = nib.load(path)
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
+        affine = np.asarray(image.affine, dtype=np.float64)
+    except (
+        ImageFileError, EOFError, OSError, ValueError, TypeError, AttributeError, zlib.error
+    ) as error:  # fmt: skip
+        raise ImageError(
+            f"{path} cannot be read as NIfTI ({error}). It may be truncated: copy or "
+            "download it again."
+        ) from error
+    if voxels.ndim not in (3, 4) or not voxels.size:
+        raise ImageError(
+            f"{path} holds an array of shape {voxels.shape}, but a volume has three axes, "
+            "and four with channels."
+        )
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ImageError(
+            f"{path} has an affine that cannot be inverted, so the size of its voxels is "
+            "not known. Convert it again from the original."
+        )
+    if not np.isfinite(voxels).all():
+        count = int(voxels.size - np.isfinite(voxels).sum())
+        raise ImageError(
+            f"{path} holds {count} voxels that are not finite numbers. Convert it again "
+            "from the original."
+        )
+    return Volume(voxels, affine)
+
+
+def write_nifti_atomic(
+    path: str | os.PathLike[str], voxels: NDArray[Any], affine: NDArray[np.floating]
+) -> None:
+    """Write a NIfTI file (`.nii.gz`) that is whole or absent; same voxels, same bytes.
+
+    Args:
+        path: the file; ends with `.nii.gz`.
+        voxels: (D, H, W) or (D, H, W, C), of a type that NIfTI knows.
+        affine: (4, 4) from voxel index to mm.
+    """
+    image = nib.Nifti1Image(voxels, affine)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")  # some readers know only this one
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as partial:
+        partial.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+
+
 # --------------------------------------------------------------------- run-length masks
 
 
@@ -345,6 +441,124 @@ def decode_rle(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+# ---------------------------------------------------------------------- pickled arrays
+
+
+class _PickledType:
+    """Stands for `numpy.dtype` while a pickle is read."""
+
+    def __init__(self, text: str, *_: Any) -> None:
+        if not re.fullmatch("b1|[iu][1248]|f[248]", str(text)):
+            raise PickleError(f"an array of type {_short(str(text))!r}")
+        self.dtype = np.dtype(str(text))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order, *structure = state[1:5]
+        if order not in ("<", ">", "|", "=") or any(structure):
+            raise PickleError("an array of a composed type")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _PickledArray:
+    """Stands for an array while a pickle is read: no code of the pickle ever runs."""
+
+    def __init__(self, *_: Any) -> None:
+        self.array = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, data = state
+        if not isinstance(kind, _PickledType):
+            raise PickleError(f"an array of type {_short(repr(kind))}")
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        if not isinstance(raw, bytes):  # a list: the array holds Python objects
+            raise PickleError("an array of objects")
+        flat = np.frombuffer(raw, kind.dtype)
+        self.array = flat.reshape(shape, order="F" if fortran else "C")
+
+    @classmethod
+    def from_buffer(
+        cls, data: Any, kind: Any, shape: Any, order: str, axes: None = None
+    ) -> _PickledArray:
+        """The way of protocol 5."""
+        if axes is not None:
+            raise PickleError("an array with its axes in another order")
+        array = cls()
+        array.__setstate__((1, shape, kind, order == "F", bytes(data)))
+        return array
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What old pickles write bytes with: `_codecs.encode(text, "latin1")`."""
+    if encoding not in ("latin1", "latin-1"):
+        raise PickleError(f"text encoded as {_short(str(encoding))!r}")
+    return text.encode("latin1")
+
+
+def read_pickled_arrays(path: str | os.PathLike[str]) -> Any:
+    """Read NumPy arrays, alone or in lists, tuples and dicts, from a Python pickle.
+
+    A pickle is a program: what it names is imported and called. Here nothing is. The
+    few names by which NumPy writes an array are replaced by stand-ins that check the
+    type and the size and copy the numbers. Any other name is refused.
+
+    Args:
+        path: the file, of any protocol, from Python 2 or 3.
+
+    Returns:
+        What was pickled; the arrays are read-only.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PickleError: the file is no pickle, is damaged, or holds something else.
+    """
+    path = Path(path)
+    # Made anew for each file: a pickle may set attributes of what it has got hold of.
+    array: type[_PickledArray] = type("Array", (_PickledArray,), {})
+    allowed: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): array,
+        ("numpy", "dtype"): type("Type", (_PickledType,), {}),
+        ("_codecs", "encode"): functools.partial(_latin1),
+    }
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed[module, "_reconstruct"] = functools.partial(array)
+    for module in ("numpy.core.numeric", "numpy._core.numeric"):
+        allowed[module, "_frombuffer"] = functools.partial(array.from_buffer)
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) not in allowed:
+                raise PickleError(f"{module}.{name}")
+            return allowed[module, name]
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, _PickledArray):
+            return value.array
+        if isinstance(value, dict):
+            return {plain(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(plain(item) for item in value)
+        if value is None or isinstance(value, str | bytes | int | float):
+            return value
+        raise PickleError(type(value).__name__)
+
+    try:
+        with path.open("rb") as file:
+            return plain(Unpickler(file, encoding="latin1").load())
+    except PickleError as error:
+        raise PickleError(
+            f"{path} holds {error}, but only arrays of numbers are read from a pickle: "
+            "anything else could run a program of its author. Do not open it by other "
+            "means unless you trust where it comes from."
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise PickleError(
+            f"{path} cannot be read as a pickle ({_short(str(error))}). It may be cut "
+            "off: copy or download it again."
+        ) from error
 
 
 # ------------------------------------------------------------------------ atomic writes
@@ -424,7 +638,13 @@ def write_png_atomic(path: str | os.PathLike[str], pixels: NDArray[Any]) -> None
         Image.fromarray(pixels).save(partial, format="PNG")
 
 
-def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> None:
+def check_outputs(
+    inputs: Sequence[Path],
+    out: Path,
+    endings: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+) -> None:
     """Refuse, before anything is written, what would overwrite or escape.
 
     Each input NAME.ending is to become `out`/NAME + each of `endings`.
@@ -433,6 +653,7 @@ def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> 
         inputs: files that exist.
         out: folder of the results; may not exist yet.
         endings: of the results.
+        names: of the results, where several files make one; the inputs' own where None.
 
     Raises:
         InputError: says which file stands in the way and what to do.
@@ -444,24 +665,29 @@ def check_outputs(inputs: Sequence[Path], out: Path, endings: Sequence[str]) -> 
     missing = [str(path) for path in inputs if not path.is_file()]
     if missing:
         raise InputError(f"there is no file {', '.join(missing)}. Check the path.")
-    seen: dict[str, Path] = {}
-    for path in inputs:
-        unsafe = path.stem in (".", "..") or any(
-            sign in '/\\:*?"<>|' or not sign.isprintable() for sign in path.stem
+    wanted = (
+        [(path.stem, str(path)) for path in inputs]
+        if names is None
+        else [(name, name) for name in names]
+    )
+    seen: dict[str, str] = {}
+    for name, source in wanted:
+        unsafe = name in (".", "..") or any(
+            sign in '/\\:*?"<>|' or not sign.isprintable() for sign in name
         )
-        if unsafe or max(len(f"{path.stem}{end}".encode()) for end in endings) > 255:
+        if unsafe or max(len(f"{name}{end}".encode()) for end in endings) > 255:
             raise InputError(
-                f"{path.name!r} cannot name the results: it holds signs that not every system "
+                f"{source!r} cannot name the results: it holds signs that not every system "
                 "allows in file names, or is too long. Rename the file."
             )
-        if other := seen.get(path.stem.casefold()):
+        if other := seen.get(name.casefold()):
             raise InputError(
-                f"{other} and {path} would both write {path.stem}{endings[-1]} (capitals do not "
+                f"{other} and {source} would both write {name}{endings[-1]} (capitals do not "
                 "count). Rename one, or write them into different folders."
             )
-        seen[path.stem.casefold()] = path
+        seen[name.casefold()] = source
     results = {
-        (out / f"{path.stem}{end}").resolve() for path in inputs for end in endings
+        (out / f"{name}{end}").resolve() for name, _ in wanted for end in endings
     }
     for path in inputs:
         if path.resolve() in results:

@@ -8,13 +8,18 @@ whether a score of 0.7 means 70 %. Every function takes plain arrays. What is un
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.stats import norm, rankdata
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from medimg_utils.errors import InputError
 
@@ -370,3 +375,110 @@ def expected_calibration_error(
     mean, share, count = calibration_bins(labels, probabilities, bins)
     filled = count > 0
     return float(np.sum(np.abs(mean - share)[filled] * count[filled]) / count.sum())
+
+
+# ------------------------------------------------------------------------------ summary
+
+
+def detection(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    patients: ArrayLike,
+    threshold: float,
+    specificity: float = 0.9,
+    *,
+    draws: int = 1000,
+) -> dict[str, Any]:
+    """What is told of every detector: AUC, two operating points, calibration.
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,) in [0, 1].
+        patients: (N,) whom each image belongs to; the bootstrap draws patients.
+        threshold: chosen on other patients.
+        specificity: at which the sensitivity is looked up on these patients.
+        draws: of the bootstrap.
+
+    Returns:
+        `auc` (`value`, `delong` and `bootstrap` intervals),
+        `sensitivity_at_specificity`, `operating_point` (of `threshold`), `calibration`.
+        What is undefined is NaN.
+    """
+    truth, values = _labels_and_scores(labels, scores)
+    delong = auc_delong(truth, values)
+    clustered = auc_bootstrap(truth, values, patients, draws=draws)
+    reached = sensitivity_at_specificity(truth, values, specificity)
+    interval = bootstrap(
+        lambda index: (
+            sensitivity_at_specificity(
+                truth[index], values[index], specificity
+            ).sensitivity
+        ),
+        patients,
+        draws=draws,
+    )
+    return {
+        "auc": {
+            "value": delong.value,
+            "delong": [delong.low, delong.high],
+            "bootstrap": [clustered.low, clustered.high],
+        },
+        "sensitivity_at_specificity": {
+            "wanted_specificity": specificity,
+            **reached._asdict(),
+            "bootstrap": [interval.low, interval.high],
+        },
+        "operating_point": at_threshold(truth, values, threshold)._asdict(),
+        "calibration": {
+            "brier": brier(truth, values),
+            "expected_calibration_error": expected_calibration_error(truth, values),
+        },
+    }
+
+
+def style_control(
+    labels: ArrayLike, patients: ArrayLike, features: Mapping[str, ArrayLike]
+) -> dict[str, Any]:
+    """AUC of brightness, borders and the like, which show no finding.
+
+    If they tell positives from negatives, the two classes come from different sources,
+    and a network may have learned the source instead of the finding.
+
+    Args:
+        labels: (N,) 0 or 1.
+        patients: (N,) whom each image belongs to.
+        features: {name: (N,)}.
+
+    Returns:
+        `auc` of a logistic regression on all of them, on patients that it was not
+        fitted to (NaN where that cannot be done), and `single_feature_auc`, the larger
+        of the two directions.
+    """
+    truth = np.asarray(labels)
+    groups = np.asarray(patients)
+    columns = {name: np.asarray(values, float) for name, values in features.items()}
+    single = {
+        # Either direction would give the class away.
+        name: abs(auc(truth, column) - 0.5) + 0.5
+        for name, column in columns.items()
+    }
+    folds = min(5, len(np.unique(groups)))
+    area = float("nan")
+    if folds >= 2 and 1 < truth.sum() < len(truth) - 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a fold without positives gives no fit
+            try:
+                scores = cross_val_predict(
+                    make_pipeline(
+                        StandardScaler(), LogisticRegression(class_weight="balanced")
+                    ),
+                    np.column_stack(list(columns.values())),
+                    truth,
+                    groups=groups,
+                    cv=GroupKFold(folds),
+                    method="predict_proba",
+                )[:, 1]
+                area = auc(truth, scores)
+            except ValueError:  # one class only in a fold's training part
+                area = float("nan")
+    return {"auc": area, "single_feature_auc": single}

@@ -35,6 +35,8 @@ from medimg_utils.errors import InputError
 from medimg_utils.io import atomic_path, to_json, write_json_atomic, write_text_atomic
 
 Batch = dict[str, Any]
+# (step, steps, peak, rows of the log so far) → learning rate
+Schedule = Callable[[int, int, float, Sequence[Mapping[str, Any]]], float]
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
 
 
@@ -152,6 +154,44 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def warm_up_and_cosine(
+    step: int, steps: int, peak: float, history: Sequence[Mapping[str, Any]]
+) -> float:
+    """`learning_rate_at`, whatever happened so far."""
+    return learning_rate_at(step, steps, peak)
+
+
+def reduce_on_plateau(by: str, *, patience: int, factor: float) -> Schedule:
+    """Lower the rate each time a number of the log has stopped falling.
+
+    It is multiplied with `factor` after more than `patience` epochs in a row that did
+    not bring `by` below its lowest value by 0.01 % or more (the rule of
+    `torch.optim.lr_scheduler.ReduceLROnPlateau`). The rate follows from the log alone,
+    so a run that was stopped goes on with the same rates.
+
+    >>> schedule = reduce_on_plateau("val_loss", patience=1, factor=0.1)
+    >>> log = [{"val_loss": value} for value in (3, 2, 2, 2)]
+    >>> [schedule(0, 1, 1.0, log[:epoch]) for epoch in (2, 3, 4)]
+    [1.0, 1.0, 0.1]
+    """
+
+    def schedule(
+        step: int, steps: int, peak: float, history: Sequence[Mapping[str, Any]]
+    ) -> float:
+        rate, lowest, waited = peak, math.inf, 0
+        for row in history:
+            value = math.inf if row[by] is None else row[by]  # NaN is null in the log
+            if value < lowest * (1 - 1e-4):
+                lowest, waited = value, 0
+            else:
+                waited += 1
+            if waited > patience:
+                rate, waited = rate * factor, 0
+        return rate
+
+    return schedule
+
+
 def best_precision(device: torch.device) -> str:
     """`bf16-mixed` where the device computes in bfloat16 itself, else `32-true`.
 
@@ -235,6 +275,15 @@ def _write_log(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     write_text_atomic(path, text.getvalue())
 
 
+def read_log(run: Path) -> list[dict[str, float]]:
+    """The rows of a run's `log.csv`; what was undefined is NaN."""
+    with (run / LOG).open(newline="", encoding="utf-8") as file:
+        return [
+            {key: float(value or "nan") for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
 # --------------------------------------------------------------------------------- loop
 
 
@@ -256,6 +305,11 @@ def fit(
     positive_share: float | None = None,
     groups: Sequence[Any] | None = None,
     matched: float = 0.0,
+    lowest: bool = False,
+    algorithm: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    schedule: Schedule = warm_up_and_cosine,
+    clip: float = 1.0,
+    collate: Callable[[list[Batch]], Batch] | None = None,
     extra: Mapping[str, Tensor] | None = None,
     resume: bool = False,
     accelerator: str = "auto",
@@ -265,13 +319,13 @@ def fit(
     save_every: int = 200,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Train a network with AdamW and keep the best and the last state.
+    """Train a network and keep the best and the last state.
 
     The folder `out` then holds:
 
     | file | content |
     |---|---|
-    | `best.safetensors` | weights of the epoch with the highest `best_by`; `extra` |
+    | `best.safetensors` | weights of the epoch with the best `best_by`; `extra` |
     | `last.safetensors` | weights, optimiser and position of the newest checkpoint |
     | `log.csv` | per epoch: loss, learning rate, what `validate` returned, seconds |
     | `settings.json` | the settings |
@@ -282,19 +336,26 @@ def fit(
             `epoch_batches`.
         loss: (network, batch, share of training done) → scalar.
         validate: network → named numbers, after every epoch.
-        best_by: which of these numbers chooses the best epoch; higher is better.
+        best_by: which of these numbers chooses the best epoch; see `lowest`.
         out: folder of the run; see `resume`.
         settings: what the weights depend on, stored with them. Resuming with others is
             refused.
         epochs: passes over the training set.
         batch_size: images in a step, over all devices together.
-        learning_rate: the peak; see `learning_rate_at`.
-        weight_decay: of AdamW.
+        learning_rate: the peak; see `schedule`.
+        weight_decay: of `algorithm`.
         seed: of order, augmentation and dropout; initial weights are the caller's.
         labels: see `epoch_batches`.
         positive_share: see `epoch_batches`.
         groups: see `epoch_batches`.
         matched: see `epoch_batches`.
+        lowest: the best epoch has the lowest `best_by`, not the highest.
+        algorithm: `torch.optim.AdamW`, or another that takes `lr` and `weight_decay`.
+        schedule: the learning rate of a step; see `warm_up_and_cosine` and
+            `reduce_on_plateau`.
+        clip: the gradient is shortened to this length; infinity leaves it.
+        collate: list of items → batch, where items differ in size; `image` may then be
+            a list with one tensor an image.
         extra: more tensors to keep beside the best weights.
         resume: go on from `last.safetensors` where there is one. Without it a folder
             that already holds a run is refused.
@@ -321,11 +382,10 @@ def fit(
     if workers is None:
         workers = min(4, max(1, (os.cpu_count() or 2) - 1))
 
-    network.to(memory_format=torch.channels_last)
-    adam = torch.optim.AdamW(
-        network.parameters(), lr=learning_rate, weight_decay=weight_decay
-    )
-    model, optimizer = fabric.setup(network, adam)
+    volumes = any(weight.ndim == 5 for weight in network.parameters())
+    network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
+    plain = algorithm(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    model, optimizer = fabric.setup(network, plain)
 
     n = len(data)  # type: ignore[arg-type]
     per_epoch = math.ceil(n / batch_size)
@@ -341,13 +401,13 @@ def fit(
             )
         tensors, state = load_tensors(out / LAST)
         _check_same(out, state["settings"], settings)
-        _unpack(tensors, network, adam)
+        _unpack(tensors, network, plain)
     elif fabric.is_global_zero:
         write_json_atomic(out / "settings.json", settings)
 
     def checkpoint() -> None:
         if fabric.is_global_zero:
-            save_tensors(out / LAST, _pack(network, adam), state)
+            save_tensors(out / LAST, _pack(network, plain), state)
 
     first_epoch = state["step"] // per_epoch
     bar = tqdm(
@@ -376,13 +436,15 @@ def fit(
                 batch[fabric.global_rank :: fabric.world_size]
                 for batch in batches[done:]
             ]
-            loader = DataLoader(data, batch_sampler=shares, num_workers=workers)
+            loader = DataLoader(
+                data, batch_sampler=shares, num_workers=workers, collate_fn=collate
+            )
             model.train()
             ready: Any = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
             for batch in ready:
                 torch.manual_seed(stable_seed(seed, state["step"]))
-                rate = learning_rate_at(
-                    state["step"], epochs * per_epoch, learning_rate
+                rate = schedule(
+                    state["step"], epochs * per_epoch, learning_rate, state["history"]
                 )
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -390,7 +452,7 @@ def fit(
                 optimizer.zero_grad()
                 fabric.backward(value)
                 length: Any = fabric.clip_gradients(
-                    model, optimizer, max_norm=1.0, error_if_nonfinite=False
+                    model, optimizer, max_norm=clip, error_if_nonfinite=False
                 )
                 number = value.item()
                 place = state["step"] - epoch * per_epoch
@@ -415,10 +477,8 @@ def fit(
             state["history"].append(to_json(row))
             state["loss_sum"] = 0.0
             mark = measured[best_by]
-            if not state["best"] or mark > state["best"]["value"]:
-                value_now = (
-                    mark if math.isfinite(mark) else -1.0
-                )  # the first epoch may have none
+            if not state["best"] or _better(mark, state["best"]["value"], lowest):
+                value_now = mark if math.isfinite(mark) else None  # only at the start
                 state["best"] = {"epoch": epoch + 1, "by": best_by, "value": value_now}
                 if fabric.is_global_zero:
                     kept = {**network.state_dict(), **(extra or {})}
@@ -430,6 +490,13 @@ def fit(
             checkpoint()
             bar.set_postfix(loss=f"{row['loss']:.3f}", **{best_by: f"{mark:.3f}"})
     return state["history"]
+
+
+def _better(mark: float, best: float | None, lowest: bool) -> bool:
+    """Any number is better than none; None is an epoch whose mark was undefined."""
+    if not math.isfinite(mark) or best is None:
+        return math.isfinite(mark)
+    return mark < best if lowest else mark > best
 
 
 def _check_finite(

@@ -44,11 +44,14 @@ from medimg_utils.pneumothorax.preprocess import (
     prepare_mask,
     to_network,
 )
+from medimg_utils.release import (
+    Check,
+    DatasetError,
+    count_notes,
+    read_table,
+    release_folder,
+)
 from medimg_utils.training import stable_seed
-
-
-class DatasetError(InputError):
-    """A folder is not the release that was expected, or contradicts itself."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def read_siim(root: str | os.PathLike[str]) -> list[Record]:
         DatasetError: no table, several tables, two files of one image, or an image that
             the table calls both positive and negative.
     """
-    root = _folder(root)
+    root = release_folder(root)
     regions = _siim_table(root)
     files = _files_by_stem(root, (".dcm",))
     twice = sorted(name for name in regions if len(files.get(name, ())) > 1)
@@ -164,7 +167,7 @@ def _siim_table(root: Path) -> dict[str, tuple[str, ...]]:
     """{image id: run lengths of its regions}; () is a negative."""
     tables = {}
     for path in sorted(root.glob("*.csv")):
-        table = _read_csv(path)
+        table = read_table(path)
         if {"imageid", "encodedpixels"} <= set(
             table
         ) and "sample" not in path.name.lower():
@@ -239,7 +242,7 @@ def read_nih(root: str | os.PathLike[str]) -> list[Record]:
     Raises:
         DatasetError: no table, columns missing, or two files of one image.
     """
-    root = _folder(root)
+    root = release_folder(root)
     path, table = _nih_table(root)
     files = _files_by_stem(root, (".png",))
     sex = (
@@ -292,7 +295,7 @@ def _nih_table(root: Path) -> tuple[Path, pd.DataFrame]:
             f"{root} holds {len(paths)} tables Data_Entry*.csv, but one is needed. "
             "Give the folder of the ChestX-ray14 release."
         )
-    table = _read_csv(paths[0])
+    table = read_table(paths[0])
     missing = {"image index", "finding labels", "patient id"} - set(table)
     if missing:
         raise DatasetError(f"{paths[0]} has no columns {', '.join(sorted(missing))}.")
@@ -313,39 +316,12 @@ def read_release(root: str | os.PathLike[str]) -> list[Record]:
     """
     return (
         read_nih(root)
-        if any(_folder(root).glob("Data_Entry*.csv"))
+        if any(release_folder(root).glob("Data_Entry*.csv"))
         else read_siim(root)
     )
 
 
 # ------------------------------------------------------------------------------- shared
-
-
-def _folder(root: str | os.PathLike[str]) -> Path:
-    root = Path(root)
-    if not root.is_dir():
-        raise DatasetError(
-            f"{root} is no folder. Give the folder that holds the release."
-        )
-    return root
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """All cells as text without outer blanks; column names in lower case."""
-    try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
-    except (
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-        UnicodeDecodeError,
-    ) as error:
-        raise DatasetError(
-            f"{path} is no csv table ({error}). Download it again."
-        ) from error
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    return table.apply(lambda column: column.str.strip())
 
 
 def _files_by_stem(root: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
@@ -505,23 +481,6 @@ def _fill(
 # ------------------------------------------------------------------------- verification
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of a release's examination.
-
-    Attributes:
-        name: what was looked at.
-        found: how many, in words.
-        problems: what is wrong, one text per case; none is fine.
-        notes: what is unusual but understood.
-    """
-
-    name: str
-    found: str
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
 def verify(
     layout: str, root: str | os.PathLike[str], *, progress: bool = False
 ) -> list[Check]:
@@ -547,7 +506,7 @@ def verify(
         ):  # the checks below say it in more detail
             warnings.simplefilter("always")
             records = reader(root)
-        listed, present = listed_names(_folder(root))
+        listed, present = listed_names(release_folder(root))
     except InputError as error:
         return [Check("layout", "cannot be read", (str(error),))]
     checks = [
@@ -643,12 +602,12 @@ def _file_checks(records: list[Record], progress: bool) -> list[Check]:
             "pixels",
             f"{len(facts)} decoded; {sizes}",
             texts["unreadable"],
-            _count_notes((inverted, "MONOCHROME1 images (inverted on reading)")),
+            count_notes((inverted, "MONOCHROME1 images (inverted on reading)")),
         ),
         Check(
             "spacing",
             f"known for {len(facts) - no_spacing} images",
-            notes=_count_notes(
+            notes=count_notes(
                 (no_spacing, "images without spacing: areas stay in pixels")
             ),
         ),
@@ -656,12 +615,8 @@ def _file_checks(records: list[Record], progress: bool) -> list[Check]:
             "masks",
             f"{masked} images with a mask",
             texts["mask"],
-            _count_notes(
+            count_notes(
                 (len(texts["overlap"]), "images with overlapping regions (OR-ed)")
             ),
         ),
     ]
-
-
-def _count_notes(*pairs: tuple[int, str]) -> tuple[str, ...]:
-    return tuple(f"{count} {text}" for count, text in pairs if count)

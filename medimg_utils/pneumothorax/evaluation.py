@@ -12,17 +12,12 @@ mask what `measure` returns.
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from medimg_utils import metrics
 from medimg_utils.errors import InputError
@@ -75,18 +70,6 @@ def summarise(
     patients = np.array([case["patient"] for case in cases])
     positives = [case for case in cases if "dice" in case]
     groups = [case["patient"] for case in positives]
-    delong = metrics.auc_delong(labels, scores)
-    clustered = metrics.auc_bootstrap(labels, scores, patients, draws=draws)
-    reached = metrics.sensitivity_at_specificity(labels, scores, specificity)
-    interval = metrics.bootstrap(
-        lambda index: (
-            metrics.sensitivity_at_specificity(
-                labels[index], scores[index], specificity
-            ).sensitivity
-        ),
-        patients,
-        draws=draws,
-    )
 
     def mean(name: str) -> dict[str, Any]:
         values = np.array([case[name] for case in positives], dtype=float)
@@ -112,27 +95,13 @@ def summarise(
             "positives": int(labels.sum()),
             "with_mask": len(positives),
         },
-        "auc": {
-            "value": delong.value,
-            "delong": [delong.low, delong.high],
-            "bootstrap": [clustered.low, clustered.high],
-        },
-        "sensitivity_at_specificity": {
-            "wanted_specificity": specificity,
-            **reached._asdict(),
-            "bootstrap": [interval.low, interval.high],
-        },
-        "operating_point": metrics.at_threshold(labels, scores, threshold)._asdict(),
+        **metrics.detection(
+            labels, scores, patients, threshold, specificity, draws=draws
+        ),
         "dice": mean("dice"),
         "hausdorff95_mm": distance("hausdorff95_mm"),
         "hausdorff95_px": distance("hausdorff95_px"),
         "pointing_game": mean("pointing"),
-        "calibration": {
-            "brier": metrics.brier(labels, scores),
-            "expected_calibration_error": metrics.expected_calibration_error(
-                labels, scores
-            ),
-        },
     }
 
 
@@ -178,35 +147,13 @@ def style_features(pixels: NDArray[np.floating]) -> list[float]:
 def style_control(
     cases: Sequence[dict[str, Any]], features: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """AUC of a logistic regression on style alone, on patients it was not fitted to."""
-    labels = np.array([case["label"] for case in cases])
-    patients = np.array([case["patient"] for case in cases])
+    """AUC of `style_features` alone; see `medimg_utils.metrics.style_control`."""
     names = ["black_share", "white_share", "mean", "sd", "contrast"]
-    single = {
-        # Either direction would give the class away.
-        name: abs(metrics.auc(labels, column) - 0.5) + 0.5
-        for name, column in zip(names, features.T, strict=True)
-    }
-    folds = min(5, len(set(patients)))
-    area = float("nan")
-    if folds >= 2 and 1 < labels.sum() < len(labels) - 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a fold without positives gives no fit
-            try:
-                scores = cross_val_predict(
-                    make_pipeline(
-                        StandardScaler(), LogisticRegression(class_weight="balanced")
-                    ),
-                    features,
-                    labels,
-                    groups=patients,
-                    cv=GroupKFold(folds),
-                    method="predict_proba",
-                )[:, 1]
-                area = metrics.auc(labels, scores)
-            except ValueError:  # one class only in a fold's training part
-                area = float("nan")
-    return {"auc": area, "single_feature_auc": single}
+    return metrics.style_control(
+        [case["label"] for case in cases],
+        [case["patient"] for case in cases],
+        dict(zip(names, features.T, strict=True)),
+    )
 
 
 def subgroups(cases: Sequence[dict[str, Any]], truth: Path) -> dict[str, Any]:

@@ -6,11 +6,10 @@ chose what we chose; `describe` turns that into the book's table.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 
 from medimg_utils import metrics, pretrained, results
 from medimg_utils.errors import InputError
+from medimg_utils.experiments import choose, device_name, setting
 from medimg_utils.io import (
     Image2D,
     ImageError,
@@ -55,8 +55,14 @@ from medimg_utils.pneumothorax.preprocess import (
     prepare,
     tiled_probability,
 )
+from medimg_utils.release import describe_release
 from medimg_utils.settings import SIZES
-from medimg_utils.splits import LeakError, check_no_leak, patient_folds
+from medimg_utils.splits import (
+    LeakError,
+    check_no_leak,
+    patient_digest,
+    patient_folds,
+)
 from medimg_utils.training import BEST, Batch, RunError, fit, load_tensors, stable_seed
 
 ENDINGS = (
@@ -68,11 +74,6 @@ PRIOR = "prior_mask"  # mean training mask, kept beside the weights for a contro
 
 
 # ----------------------------------------------------------------------------- settings
-
-
-def setting(default: Any, *, paper: Any = None, why: str) -> Any:
-    """A field that knows the paper's value (None: not published) and our reason."""
-    return field(default=default, metadata={"paper": paper, "why": why})
 
 
 @dataclass(frozen=True)
@@ -173,42 +174,8 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def get_experiment(size: str, *, epochs: int | None = None) -> Experiment:
-    """The settings of a run size, with another number of epochs where one is given.
-
-    Raises:
-        InputError: no such size, or fewer than one epoch.
-    """
-    if size not in EXPERIMENTS:
-        raise InputError(f"{size!r} is no run size; there are: {', '.join(SIZES)}.")
-    if epochs is None:
-        return EXPERIMENTS[size]
-    if epochs < 1:
-        raise InputError(f"{epochs} epochs were asked for, but at least 1 is needed.")
-    return replace(EXPERIMENTS[size], epochs=epochs)
-
-
-def describe(experiment: Experiment) -> list[dict[str, Any]]:
-    """Rows of the table *Versus the paper*: setting, paper, ours, source, why.
-
-    `source` is `paper` where the paper's value is used, `our choice` where it gives
-    none, and `differs` where we depart from it.
-    """
-    rows = []
-    for item in fields(experiment):
-        ours, paper = getattr(experiment, item.name), item.metadata["paper"]
-        source = (
-            "our choice" if paper is None else "paper" if ours == paper else "differs"
-        )
-        rows.append(
-            {
-                "setting": item.name,
-                "paper": paper,
-                "ours": ours,
-                "source": source,
-                "why": item.metadata["why"],
-            }
-        )
-    return rows
+    """The settings of a run size; see `medimg_utils.experiments.choose`."""
+    return choose(EXPERIMENTS, size, epochs=epochs)
 
 
 def from_json(values: dict[str, Any]) -> Experiment:
@@ -391,7 +358,7 @@ def train(
             "about": results.provenance(
                 size=chosen.size,
                 data=facts["data"],
-                device=_device_name(),
+                device=device_name(),
                 seed=seed,
                 n=n,
             ),
@@ -400,31 +367,20 @@ def train(
     return history
 
 
-def _device_name() -> str:
-    return Fabric(accelerator="auto", devices=1).device.type
-
-
 def _digests(records: Sequence[Record]) -> list[str]:
-    """One-way names of patients: enough to notice one again, not to tell who."""
-    return sorted({_digest(record) for record in records})
-
-
-def _digest(record: Record) -> str:
-    return hashlib.sha256(f"patient:{record.patient}".encode()).hexdigest()[:16]
+    return sorted({patient_digest(record.patient) for record in records})
 
 
 def describe_data(
     root: str | os.PathLike[str], records: Sequence[Record]
 ) -> dict[str, Any]:
     """What a number was measured on: folder, counts, whether it is simulated."""
-    simulated = Path(root) / "simulation.json"
-    return {
-        "folder": Path(root).resolve().name,
-        "images": len(records),
-        "patients": len({record.patient for record in records}),
-        "positives": sum(record.label for record in records),
-        "simulated": simulated.is_file(),
-    }
+    return describe_release(
+        root,
+        images=len(records),
+        patients=len({record.patient for record in records}),
+        positives=sum(record.label for record in records),
+    )
 
 
 def mean_mask(data: Radiographs, side: int = 120) -> Tensor:
@@ -607,7 +563,7 @@ def predict_image(run: Run, path: str | os.PathLike[str]) -> Prediction:
         crop=run.experiment.crop,
         positions=run.experiment.positions,
     )
-    restored = geometry.restore(probability).numpy()
+    restored = geometry.restore(probability).clamp(0, 1).numpy()
     mask = restored >= run.thresholds["mask"]
     return Prediction(image, restored, image_score(probability), mask)
 
@@ -673,7 +629,9 @@ def evaluate(
         *loaded.facts["patients"]["train"],
         *loaded.facts["patients"]["validation"],
     }
-    records = [record for record in everyone if _digest(record) not in known]
+    records = [
+        record for record in everyone if patient_digest(record.patient) not in known
+    ]
     if not records:
         raise LeakError(
             f"every patient of {data} was used to train {loaded.name}. Evaluate on "
@@ -708,7 +666,7 @@ def evaluate(
         "about": results.provenance(
             size=loaded.experiment.size,
             data=describe_data(data, records),
-            device=_device_name(),
+            device=device_name(),
             seed=loaded.facts["seed"],
             n=len(records),
         ),
@@ -724,7 +682,7 @@ def _case(record: Record, prediction: Prediction, run: Run) -> dict[str, Any]:
     image, probability, score, mask = prediction
     case: dict[str, Any] = {
         "image_id": record.image_id,
-        "patient": _digest(record),
+        "patient": patient_digest(record.patient),
         "label": record.label,
         "score": round(score, 6),
         "predicted_area": float(mask.mean()),
@@ -733,12 +691,12 @@ def _case(record: Record, prediction: Prediction, run: Run) -> dict[str, Any]:
         return case
     size = run.experiment.resize
     shape = (mask.shape[0], mask.shape[1])
-    static = Geometry(shape, size).restore(_enlarge(run.prior, size)).numpy()
+    static = Geometry(shape, size).restore(_enlarge(run.prior, size)).clamp(0, 1)
     return case | measure(
         record.mask(shape),
         probability,
         mask,
-        static,
+        static.numpy(),
         run.thresholds["prior"],
         image.spacing_mm,
     )

@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medimg_utils import pretrained, results
-from medimg_utils.io import write_json_atomic
-from medimg_utils.pneumothorax.experiment import describe, evaluate, from_json, train
+from medimg_utils.experiments import describe
+from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
 from medimg_utils.pneumothorax.simulate import (
     HELD_OUT,
     LAB_TESTS,
@@ -25,7 +23,7 @@ from medimg_utils.pneumothorax.simulate import (
     simulate_release,
 )
 from medimg_utils.settings import get_settings
-from medimg_utils.training import BEST, LOG, load_tensors, save_tensors
+from medimg_utils.training import BEST, read_log
 
 NAME = "pneumothorax-lab"
 
@@ -56,7 +54,8 @@ def run_lab(
             train(release, run, "lab", fold=fold, resume=True, progress=progress)
         fold_values[str(fold)] = _once(run / "held-out.json", release, run, progress)
     shipped = runs / f"{NAME}-fold{folds[0]}"
-    _ship(shipped)
+    weights = shipped / BEST
+    pretrained.store(NAME, {None: weights}, weights.with_suffix(".json"))
     tests = {"held-out-fold": fold_values[str(folds[0])]}
     for name, plan in LAB_TESTS.items():
         release_of_test = simulate_release(
@@ -67,11 +66,7 @@ def run_lab(
         )
         tests[name]["cases"] = _with_truth(tests[name]["cases"], release_of_test)
     facts = json.loads((shipped / BEST).with_suffix(".json").read_text("utf-8"))
-    with (shipped / LOG).open(newline="", encoding="utf-8") as file:
-        history = [
-            {key: float(value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    history = read_log(shipped)
     unseen = tests["unseen-patients"]
     minutes = sum(row["seconds"] for row in history) / 60
     result = {
@@ -126,16 +121,3 @@ def _with_truth(cases: list[dict[str, Any]], release: Path) -> list[dict[str, An
     return [
         case | {key: truth[case["image_id"]][key] for key in known} for case in cases
     ]
-
-
-def _ship(run: Path) -> None:
-    """Copy the best weights into the package, in float16: half the size."""
-    tensors, stored = load_tensors(run / BEST)
-    small = {name: value.to(torch.float16) for name, value in tensors.items()}
-    for name, value in small.items():
-        if not bool(torch.isfinite(value).all()):
-            raise OverflowError(f"{name} does not fit into float16")
-    target = pretrained.FOLDER / f"{NAME}.safetensors"
-    save_tensors(target, small, stored)
-    facts = json.loads((run / BEST).with_suffix(".json").read_text("utf-8"))
-    write_json_atomic(target.with_suffix(".json"), facts)

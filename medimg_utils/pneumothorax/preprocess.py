@@ -25,7 +25,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,69 +36,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from medimg_utils.errors import InputError
+from medimg_utils.geometry import Geometry
 
 
 class ContrastError(InputError):
     """An image shows nothing: all its pixels have the same value."""
-
-
-# ----------------------------------------------------------------------------- geometry
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How an image of `shape` = (H, W) lies in the square of `size` pixels.
-
-    >>> square = Geometry((100, 60), 480).to_square(torch.ones(100, 60))
-    >>> square.shape, bool(square[:, 0].any()), bool(square[:, 240].all())
-    (torch.Size([480, 480]), False, True)
-    """
-
-    shape: tuple[int, int]
-    size: int
-
-    @property
-    def side(self) -> int:
-        """Side of the padded square before it is rescaled."""
-        return max(self.shape)
-
-    @property
-    def offset(self) -> tuple[int, int]:
-        """(rows, columns) of padding above and to the left."""
-        return (self.side - self.shape[0]) // 2, (self.side - self.shape[1]) // 2
-
-    def to_square(self, pixels: Tensor) -> Tensor:
-        """(H, W) → (size, size): pad with 0 to a square, rescale with antialiasing.
-
-        Antialiasing is a mean over the area that each new pixel covers, so that sums
-        (the area of a mask) are kept.
-        """
-        if tuple(pixels.shape) != self.shape:
-            raise InputError(
-                f"an array of {self.shape} was expected, not {tuple(pixels.shape)}."
-            )
-        top, left = self.offset
-        bottom, right = (
-            self.side - self.shape[0] - top,
-            self.side - self.shape[1] - left,
-        )
-        padded = F.pad(pixels.float(), (left, right, top, bottom))[None, None]
-        return _resize(padded, self.size)[0, 0]
-
-    def restore(self, square: Tensor) -> Tensor:
-        """(size, size) → (H, W): rescale to the padded square, cut the padding off."""
-        top, left = self.offset
-        large = _resize(square.float()[None, None], self.side)[0, 0]
-        return large[top : top + self.shape[0], left : left + self.shape[1]].clamp(0, 1)
-
-
-def _resize(image: Tensor, size: int) -> Tensor:
-    """(B, C, S, S) → (B, C, size, size), bilinear, antialiased."""
-    if image.shape[-1] == size:
-        return image
-    return F.interpolate(
-        image, size=(size, size), mode="bilinear", align_corners=False, antialias=True
-    )
 
 
 # -------------------------------------------------------------------------- grey values

@@ -1,14 +1,20 @@
 """The trained networks that travel with the package, so that a notebook alone has them.
 
-Each is two files beside this module: NAME.safetensors (weights) and NAME.json
-(settings).
+Each is a file NAME.json (settings) beside this module and its weights:
+NAME.safetensors, or NAME.PART.safetensors where several networks work together.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
+
 from medimg_utils.errors import InputError
+from medimg_utils.io import write_json_atomic
+from medimg_utils.training import load_tensors, save_tensors
 
 FOLDER = Path(__file__).parent
 
@@ -17,21 +23,52 @@ def names() -> list[str]:
     """Names of the networks that travel with the package."""
     return sorted(
         path.stem
-        for path in FOLDER.glob("*.safetensors")
-        if path.with_suffix(".json").is_file()
+        for path in FOLDER.glob("*.json")
+        if any(FOLDER.glob(f"{path.stem}.*safetensors"))
     )
 
 
-def find(name: str) -> Path:
-    """Path of the weights; the settings lie beside it with the ending `.json`.
+def find(name: str, part: str | None = None) -> Path:
+    """Path of the weights; the settings lie beside it as `NAME.json`.
 
     Raises:
         InputError: no network of this name travels with the package.
     """
-    if name not in names():
+    path = FOLDER / ".".join(filter(None, [name, part, "safetensors"]))
+    if name not in names() or not path.is_file():
         raise InputError(
             f"no network {name!r} travels with the package; there are: "
             f"{', '.join(names()) or 'none'}. Train one with `python -m medimg_utils "
             "train`."
         )
-    return FOLDER / f"{name}.safetensors"
+    return path
+
+
+def store(
+    name: str,
+    weights: Mapping[str | None, Path],
+    about: Path,
+    leave_out: Iterable[str] = (),
+) -> None:
+    """Copy a run's networks into the package, in float16: half the size.
+
+    Args:
+        name: e.g. `pneumothorax-lab`.
+        weights: file of each part; the part of a single network is None.
+        about: the run's JSON file.
+        leave_out: keys of that file that nobody needs who only predicts.
+
+    Raises:
+        OverflowError: a weight does not fit into float16.
+    """
+    for part, path in weights.items():
+        tensors, stored = load_tensors(path)
+        small = {key: value.to(torch.float16) for key, value in tensors.items()}
+        for key, value in small.items():
+            if not bool(torch.isfinite(value).all()):
+                raise OverflowError(f"{key} does not fit into float16")
+        target = FOLDER / ".".join(filter(None, [name, part, "safetensors"]))
+        save_tensors(target, small, stored)
+    facts = json.loads(about.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in facts.items() if key not in set(leave_out)}
+    write_json_atomic(FOLDER / f"{name}.json", kept)

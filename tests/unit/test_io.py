@@ -1,8 +1,10 @@
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 from medimg_utils.errors import InputError
 from medimg_utils.io import (
     ImageError,
+    PickleError,
     RunLengthError,
     apply_window,
     atomic_path,
@@ -20,6 +23,7 @@ from medimg_utils.io import (
     decode_rle,
     encode_rle,
     read_image,
+    read_pickled_arrays,
     write_json_atomic,
     write_png_atomic,
     write_text_atomic,
@@ -373,3 +377,102 @@ def test_missing_inputs_and_a_file_as_folder_are_refused(tmp_path):
         check_outputs([path], path, ENDINGS)
     with pytest.raises(InputError, match="no file was given"):
         check_outputs([], tmp_path, ENDINGS)
+
+
+# ---------------------------------------------------------------------- pickled arrays
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">u2", "f4", "f8", "?"])
+def test_pickled_arrays_come_back(tmp_path, protocol, dtype):
+    array = (np.arange(24).reshape(2, 3, 4) % 7).astype(dtype)
+    value = {"a": [array, (np.asfortranarray(array[0]), 3, "text", None)]}
+    path = tmp_path / "a.pck"
+    path.write_bytes(pickle.dumps(value, protocol))
+    found = read_pickled_arrays(path)
+    assert found["a"][0].dtype == array.dtype
+    np.testing.assert_array_equal(found["a"][0], array)
+    np.testing.assert_array_equal(found["a"][1][0], array[0])
+    assert found["a"][1][1:] == (3, "text", None)
+
+
+def test_pickles_of_python_2_come_back(tmp_path):
+    """Written by hand as Python 2 writes it: the numbers are a byte string."""
+    text = (
+        b"cnumpy.core.multiarray\n_reconstruct\np0\n(cnumpy\nndarray\np1\n(I0\ntp2\n"
+        b"S'b'\np3\ntp4\nRp5\n(I1\n(I1\nI2\ntp6\ncnumpy\ndtype\np7\n(S'i2'\np8\nI0\n"
+        b"I1\ntp9\nRp10\n(I3\nS'<'\np11\nNNNI-1\nI-1\nI0\ntp12\nbI00\n"
+        b"S'\\x01\\x00\\xff\\xff'\np13\ntp14\nb."
+    )
+    (tmp_path / "old.pck").write_bytes(text)
+    assert read_pickled_arrays(tmp_path / "old.pck").tolist() == [[1, -1]]
+
+
+class Hostile:
+    """Pickles to a call of the given function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Hostile(os.system, "touch {ran}"),
+        Hostile(eval, "open({ran!r}, 'w')"),
+        Hostile(exec, "open({ran!r}, 'w')"),
+        [np.arange(3), Hostile(os.mkdir, "{ran}")],
+        Hostile(np.load, "{ran}"),
+        Hostile(np.zeros, 10**12),
+        np.array([{}, "an object"], object),
+        np.zeros(2, [("a", "i4")]),
+        np.float32(3),
+        Path("a"),
+        {1, 2},
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_anything_but_arrays_is_refused_and_never_runs(tmp_path, value):
+    ran = tmp_path / "ran"
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, Hostile):
+            function, arguments = part.call
+            part.call = (
+                function,
+                tuple(
+                    a.format(ran=str(ran)) if isinstance(a, str) else a
+                    for a in arguments
+                ),
+            )
+    path = tmp_path / "a.pck"
+    path.write_bytes(pickle.dumps(value))
+    with pytest.raises(PickleError, match="only arrays of numbers"):
+        read_pickled_arrays(path)
+    assert not ran.exists()
+
+
+def test_damaged_pickles_are_refused(tmp_path):
+    whole = pickle.dumps(np.arange(100, dtype=np.int16), 2)
+    path = tmp_path / "a.pck"
+    for broken in (b"", whole[:40], whole[:-60], b"no pickle", whole[::-1]):
+        path.write_bytes(broken)
+        with pytest.raises(PickleError, match=r"a\.pck"):
+            read_pickled_arrays(path)
+    more = whole.replace(b"K\x64", b"K\x65")  # one number more than there are bytes
+    assert more != whole
+    path.write_bytes(more)
+    with pytest.raises(PickleError, match="cut off"):
+        read_pickled_arrays(path)
+
+
+def test_a_pickle_cannot_change_the_reader(tmp_path):
+    """BUILD on what a pickle has got hold of sets attributes: of its own copy alone."""
+    path = tmp_path / "a.pck"
+    path.write_bytes(b"cnumpy\ndtype\n}S'__setstate__'\nNsb.")
+    with pytest.raises(PickleError):
+        read_pickled_arrays(path)
+    path.write_bytes(pickle.dumps(np.arange(3)))
+    assert read_pickled_arrays(path).tolist() == [0, 1, 2]

@@ -44,9 +44,11 @@ def test_every_shipped_result_says_where_it_comes_from(name):
 
 def test_shipped_networks_are_small_and_have_settings():
     for name in pretrained.names():
-        path = pretrained.find(name)
-        assert path.stat().st_size <= 5e6
-        assert json.loads(path.with_suffix(".json").read_text())["thresholds"]
+        about = pretrained.FOLDER / f"{name}.json"
+        assert json.loads(about.read_text())["experiment"]
+        weights = list(pretrained.FOLDER.glob(f"{name}.*safetensors"))
+        assert weights
+        assert all(path.stat().st_size <= 5e6 for path in weights)
 
 
 def test_an_unknown_network_names_the_known_ones():

@@ -20,6 +20,7 @@ from medimg_utils.training import (
     fit,
     learning_rate_at,
     load_tensors,
+    reduce_on_plateau,
     stable_seed,
 )
 
@@ -338,3 +339,141 @@ def test_a_damaged_checkpoint_says_so(tmp_path):
     (tmp_path / LAST).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RunError, match="cannot be read as a checkpoint"):
         run(tmp_path, resume=True)
+
+
+# ------------------------------------------------------------------------------- options
+
+
+def test_the_plateau_rule_is_that_of_torch():
+    random = np.random.default_rng(0)
+    losses = np.round(2 + np.exp(-np.arange(60) / 8) + 0.05 * random.random(60), 3)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    adam = torch.optim.Adam([weight], lr=1.0)
+    known = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        adam, patience=2, factor=0.3, eps=0
+    )
+    schedule = reduce_on_plateau("loss", patience=2, factor=0.3)
+    log = []
+    for value in losses:
+        known.step(value)
+        log.append({"loss": float(value)})
+        expected = adam.param_groups[0]["lr"]
+        assert schedule(0, 1, 1.0, log) == pytest.approx(expected, rel=1e-9)
+    assert expected < 0.1  # it was lowered several times
+
+
+def test_an_undefined_loss_counts_as_no_progress():
+    schedule = reduce_on_plateau("loss", patience=1, factor=0.5)
+    assert schedule(0, 1, 1.0, [{"loss": None}, {"loss": 1.0}, {"loss": None}]) == 1.0
+    assert schedule(0, 1, 1.0, [{"loss": 1.0}, {"loss": None}, {"loss": None}]) == 0.5
+
+
+class Stacks(Dataset):
+    """Exams of 1 to 5 slices: they cannot be stacked into one tensor."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, key):
+        epoch, index = key
+        generator = torch.Generator().manual_seed(stable_seed(epoch, index))
+        image = torch.randn(1 + index % 5, 1, 8, 8, generator=generator)
+        image[0] += index % 2
+        return {"image": image, "label": float(index % 2), "image_id": f"e{index}"}
+
+
+def as_lists(items):
+    return {
+        "image": [item["image"] for item in items],
+        "label": torch.tensor([item["label"] for item in items]),
+        "image_id": [item["image_id"] for item in items],
+    }
+
+
+def stack_loss(model, batch, done):
+    logits = torch.stack([model(image).amax() for image in batch["image"]])
+    return nn.functional.binary_cross_entropy_with_logits(logits, batch["label"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_items_of_any_number_of_slices_on_a_plateau_resume(tmp_path, workers):
+    options = {
+        "data": Stacks(),
+        "loss": stack_loss,
+        "collate": as_lists,
+        "validate": lambda model: {"val_loss": 1.0},  # from the start a plateau
+        "best_by": "val_loss",
+        "lowest": True,
+        "algorithm": torch.optim.Adam,
+        "schedule": reduce_on_plateau("val_loss", patience=1, factor=0.1),
+        "clip": float("inf"),
+        "batch_size": 1,
+        "epochs": 5,
+        "save_every": 3,
+        "workers": workers,
+    }
+    whole, history = run(tmp_path / "whole", **options)
+    rates = [row["learning_rate"] for row in history]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.001, 0.001])
+    count = 0
+
+    def stopping(model, batch, done):
+        nonlocal count
+        count += 1
+        if count > 38:  # in the fourth epoch, after the rate has fallen
+            raise Stop
+        return stack_loss(model, batch, done)
+
+    with pytest.raises(Stop):
+        run(tmp_path / "stopped", **(options | {"loss": stopping}))
+    resumed, again = run(tmp_path / "stopped", resume=True, **options)
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert [row["loss"] for row in again] == [row["loss"] for row in history]
+
+
+def test_a_broken_slice_is_named_in_a_list_of_images(tmp_path):
+    class Broken(Stacks):
+        def __getitem__(self, key):
+            item = super().__getitem__(key)
+            if key[1] == 4:
+                item["image"][0, 0, 0, 0] = float("nan")
+            return item
+
+    options = {"data": Broken(), "loss": stack_loss, "collate": as_lists}
+    with pytest.raises(NotFiniteError, match=r"not finite in: e4\."):
+        run(tmp_path, **options)
+
+
+def test_the_lowest_mark_can_be_the_best(tmp_path):
+    marks = iter([float("nan"), -3.0, -5.0, 2.0])
+    validate = {"validate": lambda model: {"score": next(marks)}}
+    run(tmp_path / "low", lowest=True, epochs=4, **validate)
+    best = load_tensors(tmp_path / "low" / BEST)[1]["best"]
+    assert (best["epoch"], best["value"]) == (3, -5.0)
+    marks = iter([float("nan"), -3.0, -5.0])
+    run(tmp_path / "high", **validate)
+    assert load_tensors(tmp_path / "high" / BEST)[1]["best"]["epoch"] == 2
+
+
+def test_the_length_of_the_gradient_can_be_left_alone(tmp_path):
+    """One step of plain gradient descent from the same weights, with and without."""
+    moved = {}
+    for clip in (1e-3, float("inf")):
+        network = Small()
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        run(
+            tmp_path / str(clip),
+            network=network,
+            clip=clip,
+            epochs=1,
+            batch_size=20,
+            algorithm=lambda weights, lr, weight_decay: torch.optim.SGD(weights, lr),
+            schedule=lambda step, steps, peak, history: 1.0,
+        )
+        moved[clip] = torch.cat(
+            [(network.state_dict()[name] - before[name]).flatten() for name in before]
+        )
+    short, long = moved[1e-3], moved[float("inf")]
+    assert short.norm() == pytest.approx(1e-3, rel=1e-3)
+    assert long.norm() > 0.01
+    assert nn.functional.cosine_similarity(short, long, dim=0) > 0.999

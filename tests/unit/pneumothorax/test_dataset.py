@@ -329,7 +329,7 @@ def test_nih_is_verified_too(shell, nih):
 
 def test_what_is_no_release_is_a_problem(shell, tmp_path):
     assert "no csv table" in problems("siim", tmp_path)["layout"][0]
-    done = shell("brats", tmp_path)
+    done = shell("other", tmp_path)
     assert done.exit_code == 1
     assert "siim, nih" in str(done.exception)
 

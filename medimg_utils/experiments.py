@@ -1,0 +1,69 @@
+"""Settings that know the paper's value, and the table that compares them with ours.
+
+Each use case has a frozen dataclass of settings whose fields are made with `setting`,
+and one instance of it a run size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field, fields, replace
+from typing import Any, TypeVar
+
+from lightning_fabric import Fabric
+
+from medimg_utils.errors import InputError
+from medimg_utils.settings import SIZES
+
+Settings = TypeVar("Settings")
+
+
+def setting(default: Any, *, paper: Any = None, why: str) -> Any:
+    """A field that knows the paper's value (None: not published) and our reason."""
+    return field(default=default, metadata={"paper": paper, "why": why})
+
+
+def choose(
+    experiments: Mapping[str, Settings], size: str, *, epochs: int | None = None
+) -> Settings:
+    """The settings of a run size, with another number of epochs where one is given.
+
+    Raises:
+        InputError: no such size, or fewer than one epoch.
+    """
+    if size not in experiments:
+        raise InputError(f"{size!r} is no run size; there are: {', '.join(SIZES)}.")
+    if epochs is None:
+        return experiments[size]
+    if epochs < 1:
+        raise InputError(f"{epochs} epochs were asked for, but at least 1 is needed.")
+    return replace(experiments[size], epochs=epochs)  # type: ignore[type-var]
+
+
+def describe(experiment: Any) -> list[dict[str, Any]]:
+    """Rows of the table *Versus the paper*: setting, paper, ours, source, why.
+
+    `source` is `paper` where the paper's value is used, `our choice` where it gives
+    none, and `differs` where we depart from it.
+    """
+    rows = []
+    for item in fields(experiment):
+        ours, paper = getattr(experiment, item.name), item.metadata["paper"]
+        source = (
+            "our choice" if paper is None else "paper" if ours == paper else "differs"
+        )
+        rows.append(
+            {
+                "setting": item.name,
+                "paper": paper,
+                "ours": ours,
+                "source": source,
+                "why": item.metadata["why"],
+            }
+        )
+    return rows
+
+
+def device_name() -> str:
+    """Kind of the device that this machine computes on: `cpu`, `cuda` ..."""
+    return Fabric(accelerator="auto", devices=1).device.type

@@ -1,0 +1,143 @@
+"""The lab run: simulate, train, measure, and store what travels with the package.
+
+:func:`run_lab` is the only writer of the shipped knee networks and of the result
+``knee-lab``.  Each step that is already done is not done again, so it can be stopped and
+called anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medimg_utils import pretrained, results
+from medimg_utils.experiments import describe
+from medimg_utils.knee.dataset import DIAGNOSES
+from medimg_utils.knee.experiment import Experiment, evaluate, train
+from medimg_utils.knee.simulate import (
+    HELD_OUT,
+    LAB_TESTS,
+    ensure_release,
+    simulate_release,
+)
+from medimg_utils.settings import get_settings
+from medimg_utils.training import BEST, read_log
+
+NAME = "knee-lab"
+HEADLINE = "unseen-patients"
+
+
+def run_lab(
+    runs: Path, folds: Sequence[int] = (0,), *, progress: bool = True
+) -> dict[str, Any]:
+    """Train the lab size on the given folds, measure, and store networks and numbers.
+
+    The networks of the first fold are shipped.  They are measured on new exams of the
+    anatomies that they were trained on, and on exams of the anatomy that no lab network
+    has seen.  The other folds add the AUC on their own held-out exams.
+
+    Args:
+        runs: folder that holds (or will hold) one run a fold.
+        folds: of the training exams; the first one's networks are shipped.
+        progress: show bars.
+
+    Returns:
+        The stored result.
+    """
+    data = get_settings().data
+    release = ensure_release("lab")
+    facts = {}
+    for fold in folds:
+        run = runs / f"{NAME}-fold{fold}"
+        stored = (run / BEST).with_suffix(".json")
+        if not stored.is_file():
+            train(release, run, "lab", fold=fold, resume=True, progress=progress)
+        facts[str(fold)] = json.loads(stored.read_text(encoding="utf-8"))
+    shipped = runs / f"{NAME}-fold{folds[0]}"
+    first = facts[str(folds[0])]
+    weights = shipped / BEST
+    about = weights.with_suffix(".json")
+    pretrained.store(NAME, {None: weights}, about, leave_out=["held_out"])
+    tests = {}
+    for name, plan in LAB_TESTS.items():
+        folder = simulate_release(
+            data / f"{NAME}-{name}", plan, data_dir=data, progress=progress
+        )
+        tests[name] = _once(shipped / f"{name}.json", folder, shipped, progress)
+    minutes = sum(part["minutes"] for part in first["parts"])
+    unseen = tests[HEADLINE]
+    result = {
+        "headline": {
+            "hardware": results.hardware(unseen["about"]["device"]),
+            "minutes": minutes,
+            "measures": {
+                f"AUC {name}": [
+                    unseen["diagnoses"][name]["combined"]["auc"]["value"],
+                    *unseen["diagnoses"][name]["combined"]["auc"]["bootstrap"],
+                ]
+                for name in DIAGNOSES
+            },
+            "on": f"{unseen['n']['exams']} simulated exams of unseen patients",
+        },
+        "held_out_anatomy": HELD_OUT,
+        "settings": describe(Experiment(**first["experiment"])),
+        "training": {
+            "networks": {
+                part["name"]: {
+                    "history": read_log(shipped / part["name"]),
+                    "best": part["best"],
+                    "weights": part["weights"],
+                    "minutes": part["minutes"],
+                }
+                for part in first["parts"]
+            },
+            "minutes": minutes,
+            "auc": first["auc"],
+            "about": first["about"],
+        },
+        "folds": {fold: one["auc"]["validation"] for fold, one in facts.items()},
+        "tests": tests,
+        "about": {
+            **unseen["about"],
+            "n": {name: test["n"]["exams"] for name, test in tests.items()},
+            "data": {name: test["about"]["data"] for name, test in tests.items()},
+        },
+    }
+    results.save(NAME, result)
+    return result
+
+
+def _once(file: Path, folder: Path, run: Path, progress: bool) -> dict[str, Any]:
+    """Evaluate unless the answer is stored already; a short row per exam."""
+    if not file.is_file():
+        evaluate(
+            folder / "MRNet-v1.0",
+            run,
+            out=file,
+            truth=folder / "simulation-truth.json",
+            progress=progress,
+        )
+    answer = json.loads(file.read_text(encoding="utf-8"))
+    truth = json.loads((folder / "simulation-truth.json").read_text(encoding="utf-8"))
+    answer["cases"] = [
+        {
+            "exam_id": case["exam_id"],
+            "labels": case["labels"],
+            "series": _rounded(case["series"]),
+            "combined": _rounded(case["combined"]),
+            "slices": case["slices"],
+            "anatomy": truth[case["exam_id"]]["anatomy"],
+            "findings": truth[case["exam_id"]]["findings"],
+        }
+        for case in answer["cases"]
+    ]
+    return answer
+
+
+def _rounded(values: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: round(value, 4) for key, value in row.items()}
+        for name, row in values.items()
+    }

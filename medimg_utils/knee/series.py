@@ -1,0 +1,549 @@
+"""From a painted knee to the three series of an exam: sagittal, coronal and axial.
+
+Each series has its own sequence, field of view, slices and accidents; the patient's shape
+and the scanner are those of the exam.  Slices are averages of thin ones (partial volume),
+sampled in the patient, whose smooth deformation leads back to the prepared anatomy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medimg_utils.knee.findings import Canvas
+from medimg_utils.knee.texture import load_textures
+from medimg_utils.knee.voxels import GRID, Code
+from medimg_utils.physics import mr
+from medimg_utils.physics.deform import Deformation, random_deformation, rotation
+
+PLANES = ("axial", "coronal", "sagittal")
+#: Rows and columns of every slice.
+SIZE = 256
+#: Slices of the real series at the 0, 5, 25, 50, 75, 95 and 100 % quantile; ends and
+#: medians are those of the release, what lies between is our choice.
+SLICES = {
+    "sagittal": (17, 22, 26, 29, 34, 42, 52),
+    "coronal": (17, 21, 25, 29, 34, 43, 61),
+    "axial": (17, 24, 28, 32, 37, 45, 61),
+}
+_LEVELS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+#: Thin slices that one slice is the mean of.
+_THIN = 4
+#: Lattice per slice on which the deformation is evaluated.
+_LATTICE = 17
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Who is scanned.
+
+    Attributes
+    ----------
+    anatomy, habitus: of the prepared knee.
+    side: ``"left"`` or ``"right"``.
+    age: in years.
+    deformation: from the patient to the prepared knee, mm.
+    """
+
+    anatomy: str
+    habitus: str
+    side: str
+    age: float
+    deformation: Deformation
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """What the series of an exam have in common.
+
+    Attributes
+    ----------
+    field: in tesla.
+    noise: standard deviation relative to the signal of muscle.
+    fat_suppression: share of the fat's signal that is suppressed.
+    coils: ``(N, 3)`` centres of the receive loops in mm.
+    correction: how much of the coils' inhomogeneity the scanner takes out, 0 to 1.
+    relaxation: factors on PD, T1 and T2 of each tissue, of this patient and scanner.
+    """
+
+    field: float
+    noise: float
+    fat_suppression: float
+    coils: Tensor
+    correction: float
+    relaxation: Mapping[str, tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A rendered series.
+
+    Attributes
+    ----------
+    volume: ``(S, 256, 256)`` uint8.
+    lesions: for each diagnosis ``(S, 256, 256)`` bool; absent where there is none.
+    spacing: between slices, and of the pixels, in mm.
+    accidents: of this series, e.g. ``"motion"``.
+    """
+
+    volume: NDArray[np.uint8]
+    lesions: dict[str, NDArray[np.bool_]]
+    spacing: tuple[float, float]
+    accidents: tuple[str, ...]
+
+
+def random_patient(
+    anatomies: tuple[str, ...], habitus: tuple[str, ...], generator: np.random.Generator
+) -> Patient:
+    """Anatomy, side, age, size and shape of a patient."""
+    size = generator.normal(1.0, 0.05)
+    scale = [
+        float(np.clip(size * generator.normal(1, 0.02), 0.86, 1.14)) for _ in range(3)
+    ]
+    low = torch.tensor(GRID.low)
+    high = low + (torch.tensor(GRID.shape) - 1) * GRID.spacing
+    deformation = random_deformation(
+        low,
+        high,
+        scale=(scale[0], scale[1], scale[2]),
+        degrees=(
+            float(generator.normal(0, 3)),
+            float(generator.normal(0, 2)),
+            float(generator.normal(0, 3)),
+        ),
+        bend_mm=float(generator.uniform(1.0, 3.2)),
+        knot_mm=35.0,
+        generator=_torch_generator(generator),
+    )
+    return Patient(
+        anatomy=str(generator.choice(anatomies)),
+        habitus=str(generator.choice(habitus)),
+        side=str(generator.choice(["left", "right"])),
+        age=float(np.clip(generator.normal(40, 16), 14, 84)),
+        deformation=deformation,
+    )
+
+
+def random_scanner(generator: np.random.Generator) -> Scanner:
+    """A scanner of the release: 57 % at 3 T."""
+    field = 3.0 if generator.random() < 0.566 else 1.5
+    count = 8
+    angle = 2 * math.pi * (torch.arange(count) + generator.random()) / count
+    ring = float(generator.uniform(78, 92))
+    z = torch.tensor([12.0, -12.0]).repeat(count // 2) + float(generator.normal(2, 6))
+    coils = torch.stack([ring * angle.cos(), ring * angle.sin() - 4, z], dim=1)
+    relaxation = {
+        name: tuple(float(v) for v in np.exp(generator.normal(0, (0.03, 0.06, 0.08))))
+        for name in mr.TISSUES
+    }
+    return Scanner(
+        field=field,
+        noise=float(generator.uniform(0.02, 0.06) * (1.0 if field == 3.0 else 1.35)),
+        fat_suppression=float(generator.uniform(0.92, 0.985)),
+        coils=coils,
+        correction=float(generator.uniform(0.5, 0.95)),
+        relaxation=relaxation,  # type: ignore[arg-type]
+    )
+
+
+def _torch_generator(generator: np.random.Generator) -> torch.Generator:
+    return torch.Generator().manual_seed(int(generator.integers(2**62)))
+
+
+def random_slices(plane: str, generator: np.random.Generator) -> int:
+    """Number of slices, distributed as in the release and independent of all else."""
+    quantiles = SLICES[plane]
+    return round(float(np.interp(generator.random(), _LEVELS, quantiles)))
+
+
+def random_sequence(
+    plane: str, scanner: Scanner, generator: np.random.Generator
+) -> mr.Sequence:
+    """Times of one series: sagittal T2 and axial PD fat-suppressed, coronal T1."""
+    uniform = generator.uniform
+    if plane == "coronal":
+        return mr.Sequence(tr=float(uniform(500, 800)), te=float(uniform(9, 18)))
+    te = float(uniform(48, 72) if plane == "sagittal" else uniform(24, 40))
+    tr = float(uniform(3200, 5200) if plane == "sagittal" else uniform(2600, 4200))
+    return mr.Sequence(
+        tr=tr,
+        te=te,
+        train=float(uniform(60, 110)),
+        fat_suppression=scanner.fat_suppression,
+    )
+
+
+# --- where the pixels lie -------------------------------------------------------------
+
+#: Field of view in mm: mean, standard deviation, least and most.
+_VIEW = {
+    "sagittal": (146.0, 7.0, 128.0, 168.0),
+    "coronal": (152.0, 8.0, 132.0, 175.0),
+    "axial": (146.0, 8.0, 126.0, 170.0),
+}
+#: Extent of a series across its slices in mm: mean and standard deviation.
+_COVERED = {"sagittal": (100.0, 6.0), "coronal": (101.0, 7.0), "axial": (112.0, 9.0)}
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Directions (rows down, columns right, slices) and middle of a series in mm."""
+
+    down: Tensor
+    right: Tensor
+    through: Tensor
+    middle: Tensor
+    view: float
+    positions: Tensor  # of the slices along ``through``
+    thickness: float
+
+
+def _random_frame(plane: str, side: str, generator: np.random.Generator) -> _Frame:
+    normal = generator.normal
+    mean, spread, least, most = _VIEW[plane]
+    view = float(np.clip(normal(mean, spread), least, most))
+    slices = random_slices(plane, generator)
+    covered = float(np.clip(normal(*_COVERED[plane]), 70, 140))
+    gap = covered / slices
+    # canonical: x lateral, y front, z up; the patient's right is lateral in a right knee
+    right_to_left = torch.tensor([-1.0 if side == "right" else 1.0, 0, 0])
+    front, up = torch.tensor([0.0, 1, 0]), torch.tensor([0.0, 0, 1])
+    if plane == "sagittal":
+        down, right, through = -up, -front, -right_to_left  # from left to right
+        middle = (normal(0, 3), normal(-1, 4), normal(6, 6))
+        if generator.random() < 0.15:
+            through = -through
+    elif plane == "coronal":
+        down, right, through = -up, right_to_left, front  # from the back to the front
+        middle = (normal(0, 4), normal(4, 4), normal(4, 6))
+    else:
+        down, right, through = -front, right_to_left, -up  # from above downward
+        middle = (normal(0, 4), normal(0, 4), normal(14, 6))
+    tilt = rotation((float(normal(0, 4)), float(normal(0, 4)), float(normal(0, 5))))
+    positions = (torch.arange(slices) - (slices - 1) / 2) * gap
+    return _Frame(
+        tilt @ down,
+        tilt @ right,
+        tilt @ through,
+        torch.tensor(middle, dtype=torch.float32),
+        view,
+        positions,
+        gap * float(generator.uniform(0.82, 1.0)),
+    )
+
+
+def _points(frame: _Frame, lattice: int, offsets: Tensor, shifts: Tensor) -> Tensor:
+    """Points ``(S, J, lattice, lattice, 3)`` of thin slices in mm.
+
+    ``offsets`` ``(J,)`` lie along the slice axis, ``shifts`` ``(J, 2)`` in the plane.
+    """
+    half = frame.view / 2 * (1 - 1 / SIZE)
+    line = torch.linspace(-half, half, lattice)
+    plane = line[:, None, None] * frame.down + line[None, :, None] * frame.right
+    place = (frame.positions[:, None] + offsets)[..., None] * frame.through
+    place = place + shifts[:, :1] * frame.down + shifts[:, 1:] * frame.right
+    return frame.middle + place[:, :, None, None] + plane
+
+
+def _basis(size: int, lattice: int) -> Tensor:
+    """Linear interpolation from a lattice to ``size`` pixels, ``(size, lattice)``."""
+    place = torch.linspace(0, lattice - 1, size)
+    return (1 - (place[:, None] - torch.arange(lattice)).abs()).clamp(min=0)
+
+
+# --- rendering ------------------------------------------------------------------------
+
+
+def render(
+    canvas: Canvas,
+    patient: Patient,
+    scanner: Scanner,
+    plane: str,
+    generator: np.random.Generator,
+    data_dir: Path | None = None,
+) -> Series:
+    """Scan one series of a painted knee."""
+    frame = _random_frame(plane, patient.side, generator)
+    sequence = random_sequence(plane, scanner, generator)
+    noise = _torch_generator(generator)
+    table = _signals(canvas, scanner, sequence)
+    channels, bits = _sample(canvas, patient, frame, table, generator)
+    limb = channels.sum(0) > 0
+    image, accidents = _scan(
+        channels, frame, plane, scanner, sequence, generator, noise, data_dir
+    )
+    names = {2: "acl", 4: "meniscus", 1: "abnormal"}
+    lesions = {names[bit]: mask for bit, mask in bits.items() if mask.any()}
+    volume = to_grey(image, limb, plane, generator)
+    gap = float(frame.positions.diff().mean()) if len(frame.positions) > 1 else 0.0
+    return Series(volume, lesions, (gap, frame.view / SIZE), accidents)
+
+
+#: Channels of the sampled signal: water, fat, marrow and muscle (the last two textured).
+_WATER, _FAT, _MARROW, _MUSCLE, _ARTERY = range(5)
+
+
+def _signals(canvas: Canvas, scanner: Scanner, sequence: mr.Sequence) -> Tensor:
+    """Signal of each code in each channel, ``(256, 5)``."""
+    names = sorted({name for m in canvas.materials.values() for name, _ in m.mixture})
+    tissues = []
+    for name in names:
+        base = mr.tissue(name, scanner.field)
+        pd, t1, t2 = scanner.relaxation[name]
+        tissues.append(
+            mr.Tissue(min(base.pd * pd, 1.0), base.t1 * t1, base.t2 * t2, base.fat)
+        )
+    signal = dict(zip(names, sequence.of(tissues).tolist(), strict=True))
+    table = torch.zeros(256, 5)
+    for code, material in canvas.materials.items():
+        for name, share in material.mixture:
+            if material.texture == "marrow":
+                channel = _MARROW
+            elif material.texture == "muscle":
+                channel = _MUSCLE
+            else:
+                channel = _FAT if mr.tissue(name, scanner.field).fat > 0.5 else _WATER
+            table[code, channel] += share * signal[name]
+    table[Code.ARTERY, _ARTERY] = signal["blood"]
+    return table
+
+
+def _sample(
+    canvas: Canvas,
+    patient: Patient,
+    frame: _Frame,
+    table: Tensor,
+    generator: np.random.Generator,
+) -> tuple[Tensor, dict[int, NDArray[np.bool_]]]:
+    """Channels ``(C, S, H, W)`` and lesion masks, averaged over thin slices."""
+    pixel = frame.view / SIZE
+    offsets = (torch.arange(_THIN) + 0.5) / _THIN - 0.5
+    offsets = offsets * frame.thickness
+    # thin slices stand a fraction of a pixel apart, which softens the edges of voxels
+    turn = 2 * math.pi * (torch.arange(_THIN) / _THIN + generator.random())
+    shifts = 0.3 * pixel * torch.stack([turn.cos(), turn.sin()], dim=1)
+    lattice = patient.deformation.pull(_points(frame, _LATTICE, offsets, shifts))
+    lattice = (lattice - torch.tensor(GRID.low)) / GRID.spacing
+    lattice = lattice.movedim(-1, 2)  # (S, J, 3, lattice, lattice)
+    basis = _basis(SIZE, _LATTICE)
+    codes = torch.from_numpy(canvas.codes).flatten()
+    shape = GRID.shape
+    weights = torch.from_numpy(
+        np.array(
+            [
+                canvas.materials[c].shows if c in canvas.materials else 0
+                for c in range(256)
+            ],
+            np.uint8,
+        )
+    )
+    count = len(frame.positions)
+    out = torch.zeros(table.shape[1], count, SIZE, SIZE)
+    masks: dict[int, NDArray[np.bool_]] = {
+        bit: np.zeros((count, SIZE, SIZE), bool) for bit in (1, 2, 4)
+    }
+    for s in range(count):
+        place = basis @ lattice[s] @ basis.T  # (J, 3, H, W)
+        index = place.round_().int()
+        ix = index[:, 0].clamp_(0, shape[0] - 1)
+        iy = index[:, 1].clamp_(0, shape[1] - 1)
+        iz = index[:, 2].clamp_(0, shape[2] - 1)
+        flat = ix.mul_(shape[1]).add_(iy).mul_(shape[2]).add_(iz)
+        found = codes.index_select(0, flat.flatten()).int()
+        sampled = table.index_select(0, found).view(_THIN, SIZE, SIZE, -1).mean(0)
+        out[:, s] = sampled.movedim(-1, 0)
+        if int(found.max()) >= Code.FIRST_FREE:
+            shown = weights.index_select(0, found).view(_THIN, SIZE, SIZE).numpy()
+            for bit, mask in masks.items():
+                mask[s] = ((shown & bit) > 0).sum(0) * 2 >= _THIN
+    return out, masks
+
+
+def _scan(
+    channels: Tensor,
+    frame: _Frame,
+    plane: str,
+    scanner: Scanner,
+    sequence: mr.Sequence,
+    generator: np.random.Generator,
+    noise: torch.Generator,
+    data_dir: Path | None,
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Texture, coils, k-space, accidents and noise: ``(S, H, W)``, and what happened."""
+    accidents: list[str] = []
+    muscle = float(channels[_MUSCLE].max())
+    water, fat, marrow, flesh, artery = channels
+    suppressed = sequence.fat_suppression > 0
+    count = len(frame.positions)
+    textures = load_textures(data_dir)
+    grain = _texture(textures["marrow"], count, generator, turn=True)
+    marrow = marrow * (1 + (-0.9 if suppressed else 1.0) * grain)
+    fibre = _texture(textures["muscle"], count, generator, turn=plane == "axial")
+    flesh = flesh * (1 + (0.6 if suppressed else 1.2) * fibre)
+    fatty = fat + marrow
+    if suppressed:
+        fatty = fatty * _failure(frame, scanner, generator, accidents)
+    else:
+        bandwidth = float(generator.uniform(150, 320))
+        shift = mr.fat_displacement(scanner.field, bandwidth)
+        fatty = _displace(fatty, shift * (1 if generator.random() < 0.5 else -1))
+    image = water + fatty + flesh
+    image = image * _sensitivity(frame, scanner, generator, noise)
+    if generator.random() < 0.35:
+        accidents.append("pulsation")
+        vessels = artery * float(generator.uniform(0.3, 1.0))
+        image = mr.add_ghosts(
+            image,
+            float(generator.uniform(15, 60)),
+            float(generator.uniform(0.05, 0.25)),
+            vessels,
+            dim=-1 if plane == "axial" else -2,
+        )
+    if generator.random() < 0.10:
+        accidents.append("motion")
+        image = mr.move(image, _restlessness(generator))
+    kept = (
+        int(SIZE * generator.uniform(0.72, 1.0)),
+        int(SIZE * generator.uniform(0.85, 1.0)),
+    )
+    image = mr.limit_resolution(image, kept, apodise=float(generator.uniform(0.1, 0.5)))
+    sigma = muscle * scanner.noise * float(generator.uniform(0.8, 1.25))
+    if not suppressed:
+        sigma *= 0.8
+    return mr.rician_noise(image.clamp(min=0), sigma, noise), tuple(accidents)
+
+
+def _texture(
+    plates: NDArray[np.float32], count: int, generator: np.random.Generator, turn: bool
+) -> Tensor:
+    """A random plate for each slice, shifted, mirrored and perhaps turned."""
+    out = np.empty((count, SIZE, SIZE), np.float32)
+    for one in out:
+        plate = plates[generator.integers(len(plates))]
+        if turn and generator.random() < 0.5:
+            plate = plate.T
+        if generator.random() < 0.5:
+            plate = plate[:, ::-1]
+        shift = generator.integers(0, SIZE, 2)
+        one[:] = np.roll(plate, (int(shift[0]), int(shift[1])), (0, 1))
+    return torch.from_numpy(out)
+
+
+def _failure(
+    frame: _Frame,
+    scanner: Scanner,
+    generator: np.random.Generator,
+    accidents: list[str],
+) -> Tensor:
+    """Factor on the fat's signal: 1, more where the suppression pulse misses the fat.
+
+    It misses it far from the middle of the magnet, at the rim of the limb.
+    """
+    low = torch.linspace(-1, 1, SIZE)
+    left = 1 - scanner.fat_suppression
+    rate = generator.random()
+    strength = float(generator.uniform(0.01, 0.05))
+    if rate < 0.2:
+        accidents.append("fat suppression")
+        strength = float(generator.uniform(0.08, 0.35))
+    edge = generator.choice([-1.0, 1.0])
+    rows, columns = low[:, None] * edge, low[None, :]
+    off = ((rows - 0.55) / 0.45).clamp(min=0) ** 2 + 0.5 * columns.abs() ** 4
+    return (1 + strength / left * off.clamp(max=1.2)).expand(
+        len(frame.positions), -1, -1
+    )
+
+
+def _displace(image: Tensor, shift: float) -> Tensor:
+    """Shift along the columns by a fraction of pixels, linear."""
+    whole = math.floor(shift)
+    part = shift - whole
+    return (1 - part) * image.roll(whole, -1) + part * image.roll(whole + 1, -1)
+
+
+def _sensitivity(
+    frame: _Frame,
+    scanner: Scanner,
+    generator: np.random.Generator,
+    noise: torch.Generator,
+) -> Tensor:
+    """What the coils leave after the scanner's correction, ``(S, H, W)``, mean 1."""
+    lattice = 9
+    points = _points(frame, lattice, torch.zeros(1), torch.zeros(1, 2))[:, 0]
+    coils = mr.surface_coils(points, scanner.coils, 45.0)
+    coils = coils / coils.mean()
+    strength = float(generator.uniform(0.03, 0.12))
+    rest = mr.bias_field(tuple(coils.shape), strength, noise)
+    coils = coils ** (1 - scanner.correction) * rest
+    basis = _basis(SIZE, lattice)
+    return basis @ coils @ basis.T
+
+
+def _restlessness(generator: np.random.Generator) -> Tensor:
+    """Displacements while the rows of k-space are acquired: a few small jumps."""
+    track = np.zeros((SIZE, 2))
+    for _ in range(int(generator.integers(1, 4))):
+        start = int(generator.integers(0, SIZE))
+        if abs(start - SIZE / 2) < 12:  # a jump there would ruin the series
+            continue
+        stop = SIZE if start > SIZE / 2 else start
+        begin = start if start > SIZE / 2 else 0
+        track[begin:stop] += generator.normal(0, 1.1, 2)
+    return torch.from_numpy(track).float()
+
+
+# --- grey values ----------------------------------------------------------------------
+
+#: Grey values of the real series at these quantiles of all pixels, and the share of
+#: pixels that is air (our choice; below 15 lie 0.12, 0.41 and 0.25 of the real pixels).
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+GREY = {
+    "sagittal": (11, 22, 44, 83, 154, 254),
+    "coronal": (3, 7, 28, 96, 193, 254),
+    "axial": (5, 14, 44, 102, 186, 254),
+}
+_AIR = {"sagittal": 0.11, "coronal": 0.33, "axial": 0.24}
+#: Quantiles of the limb at which grey values are standardised.
+_LANDMARKS = (0.02, 0.10, 0.25, 0.50, 0.75, 0.90, 0.96, 0.988)
+
+
+def to_grey(
+    image: Tensor, limb: Tensor, plane: str, generator: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Standardise a volume to uint8 as the release does.
+
+    Histogram standardisation after Nyul and Udupa: the quantiles of the limb are led to
+    those of the real series, straight lines between them.  Single exams stray a little.
+
+    Parameters
+    ----------
+    image, limb: ``(S, H, W)`` signal and bool, what is not air.
+    plane: of :data:`PLANES`.
+    """
+    inside, air = image[limb], image[~limb]
+    inside = inside[:: max(1, len(inside) // 100_000)].sort().values
+    source = [float(inside[int(u * (len(inside) - 1))]) for u in _LANDMARKS]
+    share = _AIR[plane]
+    places = [share + (1 - share) * u for u in _LANDMARKS]
+    target = np.interp(places, (0.0, *QUANTILES), (0.0, *GREY[plane]))
+    gamma = float(np.exp(generator.normal(0, 0.04)))
+    target = 254 * (target / 254) ** gamma * np.exp(generator.normal(0, 0.015))
+    floor = float(air.mean()) if len(air) else 0.0
+    if floor < 0.9 * source[0]:
+        source.insert(0, floor)
+        target = np.r_[0.7 * target[0], target]
+    source.insert(0, 0.0)
+    target = np.r_[0.0, target]
+    slope = (target[-1] - target[-2]) / max(source[-1] - source[-2], 1e-9)
+    source.append(source[-1] + 1.0)
+    target = np.r_[target, target[-1] + slope]
+    known = np.maximum.accumulate(np.asarray(source) + 1e-9 * np.arange(len(source)))
+    grey = np.interp(image.numpy(), known, target)
+    return np.clip(np.round(grey), 0, 255).astype(np.uint8)

@@ -1,0 +1,340 @@
+"""Simulated knee exams, written as the MRNet release is.
+
+An exam is one of three real label maps with soft tissue around it (:mod:`.phantom`),
+deformed into a patient, painted with findings (:mod:`.findings`) and scanned three times
+(:mod:`.series`).  :func:`simulate_release` writes
+
+    OUT/MRNet-v1.0/{train,valid}/{axial,coronal,sagittal}/0000.npy   (S, 256, 256) uint8
+    OUT/MRNet-v1.0/{train,valid}-{abnormal,acl,meniscus}.csv         0000,1
+    OUT/lesions/{train,valid}/{axial,coronal,sagittal}/0000.npz      a mask a diagnosis
+    OUT/simulation-truth.json   what only a simulation knows; readers never open it
+    OUT/simulation.json         the settings
+
+One seed gives one set of bytes, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg_utils.errors import InputError
+from medimg_utils.io import atomic_path, write_json_atomic, write_text_atomic
+from medimg_utils.knee.findings import DIAGNOSES, Finding, paint, random_findings
+from medimg_utils.knee.phantom import ANATOMIES, load_knee, prepare
+from medimg_utils.knee.series import PLANES, random_patient, random_scanner, render
+from medimg_utils.knee.soft_tissue import HABITUS
+from medimg_utils.knee.texture import load_textures
+from medimg_utils.settings import Settings, get_settings
+from medimg_utils.simulation import Part, needs_work, write_in_parts
+
+SPLITS = ("train", "valid")
+#: Version of the simulation: another version gives other pictures for the same seed.
+VERSION = 1
+#: Which diagnoses go together, and how many exams of the release have them.  Training:
+#: Bien et al. 2018.  Validation: the totals are theirs (95 abnormal, 54 ACL tears, 52
+#: meniscal tears of 120), how many have both tears is our choice.
+GROUPS = {
+    "normal": (),
+    "abnormal": ("abnormal",),
+    "meniscus": ("abnormal", "meniscus"),
+    "acl": ("abnormal", "acl"),
+    "both": ("abnormal", "acl", "meniscus"),
+}
+TRAIN_MIX = {"normal": 217, "abnormal": 433, "meniscus": 272, "acl": 83, "both": 125}
+VALID_MIX = {"normal": 25, "abnormal": 11, "meniscus": 30, "acl": 32, "both": 22}
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Everything that decides what a simulated release contains.
+
+    Attributes
+    ----------
+    train, valid: number of exams of each split.
+    seed: of all that is random.
+    anatomies: the knees that exams are made of.
+    train_mix, valid_mix: how often each of :data:`GROUPS` occurs; they are scaled to the
+        number of exams.
+    """
+
+    train: int
+    valid: int
+    seed: int
+    anatomies: tuple[str, ...] = ANATOMIES
+    train_mix: Mapping[str, float] = field(default_factory=lambda: dict(TRAIN_MIX))
+    valid_mix: Mapping[str, float] = field(default_factory=lambda: dict(VALID_MIX))
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if min(self.train, self.valid) < 0 or self.train + self.valid < 1:
+            raise InputError(
+                f"train is {self.train} and valid {self.valid}; whole numbers from 0 on "
+                "are needed, and at least one exam"
+            )
+        if self.train + self.valid > 10_000:
+            raise InputError(
+                f"{self.train + self.valid} exams are wanted, but names have four digits: "
+                "at most 10000 in one release"
+            )
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; a whole number from 0 on is needed")
+        if not self.anatomies:
+            raise InputError(f"no anatomy is given; use some of {', '.join(ANATOMIES)}")
+        if unknown := sorted(set(self.anatomies) - set(ANATOMIES)):
+            raise InputError(
+                f"unknown anatomies {unknown}: use some of {', '.join(ANATOMIES)}"
+            )
+        for mix in (self.train_mix, self.valid_mix):
+            wrong = set(mix) - set(GROUPS) or min(mix.values(), default=-1) < 0
+            if wrong or not sum(mix.values()) > 0:
+                raise InputError(
+                    f"the mix of exams is {dict(mix)}; shares from 0 on of some of "
+                    f"{', '.join(GROUPS)} are needed, and not all 0"
+                )
+
+
+#: What the tests and a first run of the notebooks use.
+TINY = Simulation(
+    16,
+    8,
+    seed=1,
+    train_mix={"normal": 1, "abnormal": 1, "meniscus": 2, "acl": 2, "both": 2},
+    valid_mix={"normal": 1, "abnormal": 1, "meniscus": 2, "acl": 2, "both": 2},
+)
+
+#: The anatomy that no lab network learns from.
+HELD_OUT = "knee3"
+_SEEN = tuple(anatomy for anatomy in ANATOMIES if anatomy != HELD_OUT)
+#: What the lab networks learn from, and the exams of the same anatomies to tune on.
+LAB_TRAIN = Simulation(900, 120, seed=100, anatomies=_SEEN)
+#: Two tests on unseen exams: of anatomies that were trained on, and of the one that was
+#: held out.  Their exams are all in ``valid``.
+LAB_TESTS = {
+    "unseen-patients": Simulation(0, 120, seed=200, anatomies=_SEEN),
+    "unseen-anatomy": Simulation(0, 120, seed=300, anatomies=(HELD_OUT,)),
+}
+
+
+def simulate_release(
+    out: Path,
+    plan: Simulation,
+    *,
+    workers: int | None = None,
+    data_dir: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write a simulated release; go on where an interrupted call stopped.
+
+    Parameters
+    ----------
+    out: folder to write; created.
+    plan: what to simulate.
+    workers: processes; one a CPU core by default.
+    data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
+    progress: show a progress bar.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out``; the release is in its folder ``MRNet-v1.0``.
+
+    Raises
+    ------
+    InputError
+        ``out`` holds something else, or what it holds is damaged.
+    AnatomyError
+        The anatomy cannot be fetched.
+    """
+    settings = json.loads(json.dumps(asdict(plan)))
+    if not needs_work(out, settings, workers):
+        return out
+    prepare(plan.anatomies, data_dir)
+    load_textures(data_dir)
+    parts = [
+        Part(exam, (plan, exam, split, group, out, data_dir))
+        for exam, (split, group) in _schedule(plan).items()
+    ]
+
+    def finish(records: list[Any]) -> None:
+        _finish(out, plan, records)
+
+    write_in_parts(
+        out,
+        settings,
+        parts,
+        simulate_exam,
+        finish,
+        workers=workers,
+        progress=progress,
+        title="simulating knee exams",
+    )
+    return out
+
+
+def ensure_release(size: str, settings: Settings | None = None) -> Path:
+    """The simulated release of a run size, made on first use.
+
+    ``tiny``: 16 + 8 exams (:data:`TINY`).  ``lab``: what the lab networks learn from
+    (:data:`LAB_TRAIN`).  What an older :data:`VERSION` of the simulation left there is
+    made anew.
+
+    Returns
+    -------
+    pathlib.Path
+        ``MEDIMG_DATA/knee-<size>/MRNet-v1.0``.
+    """
+    data = (settings or get_settings()).data
+    plans = {"tiny": TINY, "lab": LAB_TRAIN}
+    if size not in plans:
+        raise InputError(
+            f"there is no simulated release of size {size!r}: the sizes are tiny and lab; "
+            "for paper, point to the real release"
+        )
+    out = data / f"knee-{size}"
+    for file in (out / "simulation.json", out / "unfinished.json"):
+        if file.is_file() and _version(file) < VERSION:
+            shutil.rmtree(out)
+    return simulate_release(out, plans[size], data_dir=data) / "MRNet-v1.0"
+
+
+def _version(file: Path) -> int:
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["version"])
+    except (ValueError, KeyError, TypeError):
+        return VERSION  # damaged: the simulation says so
+
+
+# --- one exam -------------------------------------------------------------------------
+
+
+def _schedule(plan: Simulation) -> dict[str, tuple[str, str]]:
+    """Split and group of each exam by its name; groups occur exactly as often as wanted.
+
+    Names go on from the training split to the validation split, as in the release.
+    """
+    generator = np.random.default_rng([plan.seed, 0])
+    out: dict[str, tuple[str, str]] = {}
+    for split, count, mix in (
+        ("train", plan.train, plan.train_mix),
+        ("valid", plan.valid, plan.valid_mix),
+    ):
+        shares = np.array([mix.get(group, 0.0) for group in GROUPS])
+        wanted = shares / shares.sum() * count
+        whole = np.floor(wanted).astype(int)
+        missing = count - int(whole.sum())
+        whole[np.argsort(whole - wanted, kind="stable")[:missing]] += 1
+        groups = np.repeat(list(GROUPS), whole)
+        for group in generator.permutation(groups):
+            out[f"{len(out):04d}"] = (split, str(group))
+    return out
+
+
+def simulate_exam(
+    plan: Simulation,
+    exam: str,
+    split: str,
+    group: str,
+    out: Path,
+    data_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Scan and write one exam.
+
+    Parameters
+    ----------
+    plan: of the release.
+    exam: name of the exam; with the seed it decides all that is random.
+    split, group: see :data:`SPLITS` and :data:`GROUPS`.
+    out: folder of the release.
+    data_dir: where the anatomy is.
+
+    Returns
+    -------
+    dict
+        What the truth file says of the exam.
+    """
+    generator = np.random.default_rng([plan.seed, 1, int(exam)])
+    labels = {name: int(name in GROUPS[group]) for name in DIAGNOSES}
+    patient = random_patient(plan.anatomies, tuple(HABITUS), generator)
+    scanner = random_scanner(generator)
+    findings = random_findings(labels, patient.age, generator)
+    knee = load_knee(patient.anatomy, patient.habitus, data_dir)
+    canvas = paint(knee, findings, generator)
+    record: dict[str, Any] = {
+        "exam": exam,
+        "split": split,
+        "labels": labels,
+        "anatomy": patient.anatomy,
+        "habitus": patient.habitus,
+        "side": patient.side,
+        "age": round(patient.age),
+        "field": scanner.field,
+        "findings": [_describe(f) for f in findings if f.diagnosis],
+        "mimics": [_describe(f) for f in findings if not f.diagnosis],
+        "series": {},
+    }
+    for plane in PLANES:
+        # a series of its own randomness: what happens in one changes no other
+        own = np.random.default_rng([plan.seed, 2, int(exam), PLANES.index(plane)])
+        series = render(canvas, patient, scanner, plane, own, data_dir)
+        _write_array(out / "MRNet-v1.0" / split / plane / f"{exam}.npy", series.volume)
+        masks = {
+            name: series.lesions.get(name, np.zeros(series.volume.shape, bool))
+            for name in DIAGNOSES
+        }
+        _write_masks(out / "lesions" / split / plane / f"{exam}.npz", masks)
+        record["series"][plane] = {
+            "slices": len(series.volume),
+            "spacing": [round(float(v), 4) for v in series.spacing],
+            "accidents": list(series.accidents),
+            "lesion pixels": {name: int(mask.sum()) for name, mask in masks.items()},
+        }
+    return record
+
+
+def _describe(finding: Finding) -> dict[str, Any]:
+    """A finding as the truth file has it; three grades of the severity."""
+    grades = ("subtle", "moderate", "marked")
+    return {
+        "diagnosis": finding.diagnosis,
+        "kind": finding.kind,
+        "grade": grades[min(int(3 * finding.grade), 2)],
+        "severity": round(finding.grade, 3),
+        "where": finding.where,
+    }
+
+
+def _write_array(file: Path, array: NDArray[np.uint8]) -> None:
+    with atomic_path(file) as part, part.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def _write_masks(file: Path, masks: dict[str, NDArray[np.bool_]]) -> None:
+    with atomic_path(file) as part, part.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **masks)
+
+
+def _finish(out: Path, plan: Simulation, records: list[Any]) -> None:
+    """Join the records into the tables of the release and the truth file."""
+    for split in SPLITS:
+        for plane in PLANES:
+            (out / "MRNet-v1.0" / split / plane).mkdir(parents=True, exist_ok=True)
+        for name in DIAGNOSES:
+            rows = [
+                f"{record['exam']},{record['labels'][name]}\n"
+                for record in records
+                if record["split"] == split
+            ]
+            file = out / "MRNet-v1.0" / f"{split}-{name}.csv"
+            write_text_atomic(file, "".join(rows))
+    write_json_atomic(
+        out / "simulation-truth.json",
+        {record.pop("exam"): record for record in records},
+    )

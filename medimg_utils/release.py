@@ -1,0 +1,106 @@
+"""What the readers of all releases share: errors, folders, tables and their checks.
+
+A reader of one release lives in the use case's `dataset` module. It says what the
+layout is; this module says how a folder or a table is opened, and how the findings of
+`data_scripts/verify.py` are told.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from medimg_utils.errors import InputError
+
+
+class DatasetError(InputError):
+    """A folder is not the release that was expected, or contradicts itself."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a release's examination.
+
+    Attributes:
+        name: what was looked at.
+        found: how many, in words.
+        problems: what is wrong, one text per case; none is fine.
+        notes: what is unusual but understood.
+    """
+
+    name: str
+    found: str
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def count_notes(*pairs: tuple[int, str]) -> tuple[str, ...]:
+    """Notes "COUNT TEXT" of the pairs whose count is not 0.
+
+    >>> count_notes((0, "red images"), (2, "blue images"))
+    ('2 blue images',)
+    """
+    return tuple(f"{count} {text}" for count, text in pairs if count)
+
+
+def release_folder(root: str | os.PathLike[str]) -> Path:
+    """The path of a folder that exists.
+
+    Raises:
+        DatasetError: it does not.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DatasetError(
+            f"{root} is no folder. Give the folder that holds the release."
+        )
+    return root
+
+
+def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
+    """All cells of a csv file as text without outer blanks; columns in lower case.
+
+    Args:
+        path: the file, UTF-8 with or without a byte order mark.
+        header: False where the first line is data; columns are numbered from 0 then.
+
+    Raises:
+        DatasetError: the file is no table.
+    """
+    try:
+        table = pd.read_csv(
+            path,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            header=0 if header else None,
+        )
+    except (
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+    ) as error:
+        raise DatasetError(
+            f"{path} is no csv table ({error}). Download it again."
+        ) from error
+    if header:
+        table.columns = [str(name).strip().lower() for name in table.columns]
+    return table.apply(lambda column: column.str.strip())
+
+
+def describe_release(
+    root: str | os.PathLike[str], **counts: int
+) -> dict[str, str | int | bool]:
+    """What a number was measured on: folder, counts, whether it is simulated.
+
+    A simulation leaves `simulation.json` in the folder it writes, or beside it where
+    the layout of the release has no room for another file.
+    """
+    folder = Path(root).resolve()
+    simulated = any(
+        (place / "simulation.json").is_file() for place in (folder, folder.parent)
+    )
+    return {"folder": folder.name, **counts, "simulated": simulated}

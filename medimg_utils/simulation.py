@@ -1,0 +1,173 @@
+"""Long simulations that can be interrupted, resumed and spread over processes.
+
+A release is made in parts (an exam, a patient).  Each part follows from the settings and
+its own number alone, so the bytes do not depend on the number of processes or on how
+often the work was broken off.  While it is going on, ``OUT/unfinished.json`` holds the
+settings and ``OUT/unfinished/`` a record of every part that is complete; at the end they
+make way for the tables of the release and ``OUT/simulation.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from medimg_utils.errors import InputError
+from medimg_utils.io import to_json, write_json_atomic
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of work.
+
+    Attributes
+    ----------
+    name: of its record; a valid file name.
+    arguments: of the function that does the work; they must be picklable.
+    units: what the progress bar counts, e.g. the films of a patient.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    units: int = 1
+
+
+def write_in_parts(
+    out: Path,
+    settings: Mapping[str, Any],
+    parts: Sequence[Part],
+    work: Callable[..., Any],
+    finish: Callable[[list[Any]], None],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    title: str = "simulating",
+    unit: str = "exam",
+) -> bool:
+    """Do all parts that are not done yet, then finish the release.
+
+    Parameters
+    ----------
+    out: folder of the release; created.
+    settings: all that decides what the release contains, JSON-able.
+    parts: the pieces of work.
+    work: a function of a module; writes the files of a part and returns its record,
+        which must be JSON-able.  It runs on one thread.
+    finish: writes the tables from the records, in the order of ``parts``.
+    workers: processes; one a CPU core by default.
+    progress, title, unit: of the progress bar.
+
+    Returns
+    -------
+    bool
+        False where the release was complete already.
+
+    Raises
+    ------
+    InputError
+        ``out`` holds something else, or a release with other settings.
+    """
+    if not needs_work(out, settings, workers):
+        return False
+    started, records = out / "unfinished.json", out / "unfinished"
+    out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(started, settings)
+    records.mkdir(exist_ok=True)
+    files = {part.name: records / f"{part.name}.json" for part in parts}
+    missing = [part for part in parts if not files[part.name].exists()]
+    total = sum(part.units for part in parts)
+    bar = tqdm(
+        total=total,
+        initial=total - sum(part.units for part in missing),
+        desc=title,
+        unit=unit,
+        disable=not progress,
+    )
+    count = min(workers or os.cpu_count() or 1, len(missing)) or 1
+    with bar:
+        if count == 1:
+            threads = torch.get_num_threads()
+            try:
+                for part in missing:
+                    _do(work, part, files[part.name])
+                    bar.update(part.units)
+            finally:
+                torch.set_num_threads(threads)
+        else:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(count, mp_context=context) as pool:
+                futures = {
+                    pool.submit(_do, work, part, files[part.name]): part
+                    for part in missing
+                }
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                        bar.update(futures[future].units)
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    for leftover in out.rglob(".partial-*"):  # of processes that were killed
+        leftover.unlink()
+    finish([json.loads(files[part.name].read_text(encoding="utf-8")) for part in parts])
+    write_json_atomic(out / "simulation.json", settings)
+    _tidy_up(out)
+    return True
+
+
+def needs_work(
+    out: Path, settings: Mapping[str, Any], workers: int | None = None
+) -> bool:
+    """Whether a release is to be made or continued; refuses what stands in the way.
+
+    Call it before anything costly, :func:`write_in_parts` does so too.
+
+    Raises
+    ------
+    InputError
+        See :func:`write_in_parts`.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}; at least 1 is needed")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder; choose another")
+    done, started = out / "simulation.json", out / "unfinished.json"
+    for file in (done, started):
+        if file.exists() and _read(file) != to_json(settings):
+            raise InputError(
+                f"{out} holds a simulation with other settings (see {file.name}); "
+                "choose another folder or delete this one"
+            )
+    if done.exists():
+        _tidy_up(out)  # the call that finished may have been killed here
+        return False
+    if out.exists() and any(out.iterdir()) and not started.exists():
+        raise InputError(f"{out} is not empty and holds no simulation; choose another")
+    return True
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # damaged: agrees with no settings
+
+
+def _do(work: Callable[..., Any], part: Part, record: Path) -> None:
+    torch.set_num_threads(1)
+    write_json_atomic(record, work(*part.arguments))
+
+
+def _tidy_up(out: Path) -> None:
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
+    (out / "unfinished.json").unlink(missing_ok=True)

@@ -1,0 +1,402 @@
+import json
+import shutil
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medimg_utils import __main__ as command
+from medimg_utils import pretrained
+from medimg_utils.brain import experiment
+from medimg_utils.brain.dataset import load, read_brats, read_case
+from medimg_utils.brain.experiment import (
+    EXPERIMENTS,
+    FAULTS,
+    STAGES,
+    Experiment,
+    compare_modes,
+    evaluate,
+    exponential,
+    from_json,
+    get_experiment,
+    load_run,
+    predict,
+    split,
+    train,
+)
+from medimg_utils.brain.models import FixedNorm, valid_size
+from medimg_utils.errors import InputError
+from medimg_utils.experiments import describe
+from medimg_utils.io import ImageError
+from medimg_utils.release import DatasetError
+from medimg_utils.splits import LeakError
+from medimg_utils.training import BEST, RunError, load_tensors
+
+TOY = replace(
+    EXPERIMENTS["tiny"],
+    voxel=6.0,
+    margin=1,
+    find_width=4,
+    segment_width=4,
+    find_epochs=14,
+    segment_epochs=2,
+    one_pass_epochs=1,
+    find_rate=1e-2,
+    side=12,
+    least=2,
+    statistics_patches=2,
+)
+FAST = {"accelerator": "cpu", "workers": 0, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, brats):
+    """Networks trained for seconds on toy patients."""
+    out = tmp_path_factory.mktemp("run")
+    train(brats, out, TOY, **FAST)
+    return out
+
+
+# ------------------------------------------------------------------------------- settings
+
+
+def test_the_papers_values_are_spelled_out():
+    rows = {row["setting"]: row for row in describe(EXPERIMENTS["paper"])}
+    assert set(rows) == set(Experiment.__dataclass_fields__)
+    expected = {
+        "voxel": 1.0, "find_width": 16, "segment_width": 32, "find_epochs": 300,
+        "segment_epochs": 300, "find_rate": 1e-3, "segment_rate": 5e-3, "decay": 0.985,
+        "weight_decay": 1e-5, "segment_batch": 2, "side": 36, "least": 320, "around": 20,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert rows[name]["ours"] == value
+        assert rows[name]["source"] == "paper"
+    assert rows["one_pass_epochs"]["source"] == "our choice"
+    lab = {row["setting"]: row for row in describe(EXPERIMENTS["lab"])}
+    assert lab["voxel"]["source"] == lab["segment_width"]["source"] == "differs"
+    assert all(row["why"] for row in rows.values())
+
+
+@pytest.mark.parametrize("size", EXPERIMENTS)
+def test_settings_fit_together(size):
+    chosen = EXPERIMENTS[size]
+    assert chosen.size == size
+    assert valid_size(chosen.side) == chosen.side
+    assert from_json(json.loads(json.dumps(chosen.__dict__))) == chosen
+
+
+def test_settings_cannot_be_changed_or_misnamed():
+    with pytest.raises(AttributeError):
+        EXPERIMENTS["tiny"].voxel = 1
+    with pytest.raises(InputError, match="tiny, lab, paper"):
+        get_experiment("huge")
+    with pytest.raises(InputError, match="at least 1"):
+        get_experiment("tiny", epochs=0)
+    short = get_experiment("tiny", epochs=3)
+    assert short.find_epochs == short.segment_epochs == short.one_pass_epochs == 3
+
+
+def test_the_faults_are_named():
+    assert len(FAULTS) == 4
+    assert all(set(fault) == {"fault", "effect", "here"} for fault in FAULTS)
+
+
+def test_the_rate_falls_with_each_epoch():
+    schedule = exponential(0.985)
+    assert schedule(5, 10, 1e-3, []) == 1e-3
+    assert schedule(0, 10, 1e-3, [{}] * 300) == pytest.approx(1e-3 * 0.985**300)
+
+
+# ---------------------------------------------------------------------------------- split
+
+
+def test_the_folds_cover_everyone_once(brats):
+    cases = read_brats(brats)
+    tested = []
+    for fold in range(5):
+        parts = split(cases, TOY, fold)
+        patients = [{case.patient for case in part} for part in parts]
+        assert not patients[0] & patients[1]
+        assert not patients[0] & patients[2]
+        assert not patients[1] & patients[2]
+        assert all(patients)
+        tested += [case.case_id for case in parts.test]
+    assert sorted(tested) == [case.case_id for case in cases]
+    assert split(cases, TOY) == split(cases, TOY, 0)
+    with pytest.raises(InputError, match="0 to 4"):
+        split(cases, TOY, 5)
+
+
+# ---------------------------------------------------------------- train, evaluate, predict
+
+
+def test_a_run_can_be_loaded(run):
+    loaded = load_run(run)
+    assert loaded.experiment == TOY
+    assert loaded.mode in ("fast", "one-pass")
+    norms = [m for m in loaded.networks.one_pass.modules() if isinstance(m, FixedNorm)]
+    assert norms
+    assert not torch.equal(norms[0].mean, torch.zeros_like(norms[0].mean))
+    assert not loaded.networks.find.training
+    for stage in STAGES:
+        assert loaded.facts["best"][stage]["by"] == "val_dice"
+
+
+def test_no_patient_is_named_in_a_run(run):
+    for path in run.rglob("*.json"):
+        assert "Brats18_TOY" not in path.read_text()
+
+
+def test_step_1_has_learned_to_find_the_tumour(run, brats):
+    best = load_tensors(run / "find" / BEST)[1]["best"]
+    assert best["value"] > 0.6
+
+
+def test_step_2_has_learned_something(run):
+    rows = (run / "segment" / "log.csv").read_text().splitlines()
+    losses = [float(row.split(",")[1]) for row in rows[1:]]
+    assert losses[-1] < losses[0] < 0.95
+
+
+def test_the_one_pass_network_starts_from_step_2(run):
+    step_2 = load_tensors(run / "segment" / BEST)[0]
+    one_pass = load_tensors(run / "one-pass" / BEST)[0]
+    assert set(step_2) < set(one_pass)
+    for name, value in step_2.items():
+        change = (one_pass[name] - value).abs().max()
+        assert 0 <= change < 0.2, name
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, brats, monkeypatch):
+    small = replace(TOY, find_epochs=2, segment_epochs=1, segment_width=1, side=4)
+    train(brats, tmp_path / "whole", small, **FAST)
+    calls = 0
+    dice_loss = experiment.dice_loss
+
+    def stopping(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 9:  # in the middle of the last network
+            raise KeyboardInterrupt
+        return dice_loss(*arguments)
+
+    monkeypatch.setattr(experiment, "dice_loss", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(brats, tmp_path / "stopped", small, **FAST)
+    assert (tmp_path / "stopped" / "segment" / BEST).is_file()
+    assert not (tmp_path / "stopped" / "best.json").is_file()
+    with pytest.raises(RunError, match="already holds a run"):
+        train(brats, tmp_path / "stopped", small, **FAST)
+    with pytest.raises(RunError, match="no finished run"):
+        load_run(tmp_path / "stopped")
+    monkeypatch.setattr(experiment, "dice_loss", dice_loss)
+    train(brats, tmp_path / "stopped", small, resume=True, **FAST)
+    for stage in STAGES:
+        first, second = (
+            load_tensors(tmp_path / name / stage / BEST)[0]
+            for name in ("whole", "stopped")
+        )
+        assert all(torch.equal(first[name], second[name]) for name in first), stage
+
+
+def test_a_release_without_masks_cannot_be_trained_on(tmp_path, write_case):
+    folder = write_case(tmp_path, "brats2021", 1)
+    (folder / f"{folder.name}_seg.nii.gz").unlink()
+    with pytest.raises(DatasetError, match="training needs them"):
+        train(tmp_path, tmp_path / "run", TOY, **FAST)
+
+
+def test_evaluate_measures_unseen_patients_only(run, brats, tmp_path):
+    out = tmp_path / "metrics.json"
+    answer = evaluate(brats, run, out=out, draws=20, progress=False)
+    held_out = split(read_brats(brats), TOY).test
+    assert [row["case_id"] for row in answer["cases"]] == [c.case_id for c in held_out]
+    stored = json.loads(out.read_text())
+    for name in ("WT", "TC", "ET"):
+        for number in ("dice", "hausdorff95_mm", "sensitivity", "specificity"):
+            assert answer["regions"][name][number]["n"] <= len(held_out)
+        assert stored["regions"][name]["dice"]["mean"] == pytest.approx(
+            np.mean([row[name]["dice"] for row in answer["cases"]])
+        )
+    assert answer["controls"]["flair_threshold"]["n"] == len(held_out)
+    assert answer["survival"]["true_masks"] is None  # three patients are no cohort
+    assert answer["survival"]["run"]["n"] > 0
+    assert answer["about"]["data"] == {
+        "folder": brats.name, "cases": len(held_out), "patients": len(held_out),
+        "simulated": False, "layout": "BraTS 2018",
+    }  # fmt: skip
+    with pytest.raises(LeakError, match="held out fold 0"):
+        evaluate(brats, run, fold=1, progress=False)
+
+
+def test_evaluate_refuses_patients_that_were_trained_on(run, brats, tmp_path):
+    known = split(read_brats(brats), TOY).train[0].images[0].parent
+    shutil.copytree(known, tmp_path / known.name)
+    with pytest.raises(LeakError, match="every patient"):
+        evaluate(tmp_path, run, progress=False)
+
+
+def test_modes_are_compared_on_the_same_patients(run, brats):
+    answer = compare_modes(
+        brats, run, limit=1, modes=("fast", "one-pass"), draws=10, progress=False
+    )
+    assert answer["n"] == 1
+    fast, one_pass = answer["modes"]["fast"], answer["modes"]["one-pass"]
+    assert fast["times_as_fast"] == 1
+    assert fast["agreement"] == 1
+    assert fast["difference"]["mean"]["mean"] == 0
+    assert 0 <= one_pass["agreement"] <= 1
+    assert one_pass["difference"]["WT"]["mean"] == pytest.approx(
+        one_pass["dice"]["WT"] - fast["dice"]["WT"]
+    )
+
+
+@pytest.mark.parametrize("layout", ["brats2021", "brats2023", "msd"])
+def test_predictions_lie_on_the_input_and_speak_its_labels(
+    layout, run, tmp_path, write_case, monkeypatch
+):
+    path = write_case(tmp_path / "data", layout, 31)
+    case = read_case(path)
+    truth = load(read_case(write_case(tmp_path / "t", "brats2018", 31))).labels
+
+    def perfect(self, prepared):
+        assert prepared.target is None  # the mask is not read
+        return truth
+
+    monkeypatch.setattr(experiment.Segmenter, "labels", perfect)
+    (answer,) = predict(run, [path], tmp_path / "out", progress=False)
+    written = nib.load(tmp_path / "out" / f"{case.case_id}_seg.nii.gz")
+    assert np.array_equal(written.affine, nib.load(case.images[0]).affine)
+    assert written.get_data_dtype() == np.uint8
+    name = path.name.replace("imagesTr", "labelsTr") if layout == "msd" else None
+    mask = (
+        tmp_path / "data" / "labelsTr" / name
+        if name
+        else next(p for p in path.iterdir() if "seg" in p.name)
+    )
+    assert np.array_equal(
+        np.asarray(written.dataobj), np.asarray(nib.load(mask).dataobj)
+    )
+    assert answer == json.loads((tmp_path / "out" / f"{case.case_id}.json").read_text())
+    volumes = answer["volumes_cm3"]
+    assert volumes["WT"] == pytest.approx((truth > 0).sum() * 27 / 1000, abs=1e-3)
+    assert volumes["ET"] == pytest.approx(volumes["enhancing"])
+    assert volumes["TC"] == pytest.approx(
+        volumes["core"] + volumes["enhancing"], abs=2e-3
+    )
+    assert answer["labels"]["enhancing tumour"] == (4 if layout == "brats2021" else 3)
+    assert answer["survival"]["model"] == "mean"  # no table says the age
+    assert "not for clinical use" in answer["survival"]["based_on"]
+
+
+def test_the_age_is_taken_from_the_release(run, brats, tmp_path):
+    case = split(read_brats(brats), TOY).test[0]
+    (answer,) = predict(run, [case.images[0].parent], tmp_path, progress=False)
+    low, high = answer["survival"]["interval_days"]
+    assert low < answer["survival"]["days"] < high
+    assert answer["survival"]["features"]["age"] == case.age
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{case.case_id}_seg.nii.gz", f"{case.case_id}.json"
+    }  # fmt: skip
+
+
+def test_a_broken_case_is_named_and_the_others_are_written(run, tmp_path, write_case):
+    good = write_case(tmp_path / "data", "brats2021", 31)
+    bad = write_case(tmp_path / "data", "brats2021", 32)
+    (bad / f"{bad.name}_t2.nii.gz").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"1 of 2 cases.*00032_t2"):
+        predict(run, [good, bad], tmp_path / "out", progress=False)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "BraTS2021_00031_seg.nii.gz", "BraTS2021_00031.json"
+    }  # fmt: skip
+
+
+def test_a_prediction_never_overwrites_the_truth(run, tmp_path, write_case):
+    folder = write_case(tmp_path, "brats2021", 31)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match=r"overwrite the input.*_seg\.nii\.gz"):
+        predict(run, [folder], folder, progress=False)
+    with pytest.raises(InputError, match="would both write"):
+        predict(run, [folder, folder], tmp_path / "out", progress=False)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_networks_are_found(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    with pytest.raises(InputError, match="no network 'brain-lab"):
+        load_run("lab")
+    pretrained.store(
+        "brain-lab", {stage: run / stage / BEST for stage in STAGES}, run / "best.json"
+    )
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
+    assert len(sizes) == 3
+    loaded, original = load_run("lab"), load_run(run)
+    assert loaded.name == "brain-lab"
+    for name in ("find", "segment", "one_pass"):
+        ours = getattr(loaded.networks, name).state_dict()
+        for key, value in getattr(original.networks, name).state_dict().items():
+            assert torch.allclose(ours[key], value, rtol=1e-3, atol=1e-4)
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def call(*words):
+    return CliRunner().invoke(command.app, [str(word) for word in words])
+
+
+def test_the_commands_work_together(run, brats, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        experiment,
+        "train",
+        lambda data, out, chosen, **options: (
+            trained.append((data, out, chosen, options))
+            or {stage: [{"loss": 0.5, "val_dice": 0.7}] for stage in STAGES}
+        ),
+    )
+    done = call(
+        "train", "brain", "--data", brats, "--out", tmp_path / "run", "--size", "tiny",
+        "--epochs", 2, "--quiet",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "one-pass: 1 epochs, loss 0.500, validation Dice 0.700" in done.output
+    assert trained[0][2] == get_experiment("tiny", epochs=2)
+    done = call(
+        "evaluate", "brain", "--data", brats, "--run", run, "--out", tmp_path / "m.json",
+        "--mode", "one-pass", "--quiet",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "3 cases of 3 patients, mode one-pass" in done.output
+    assert "ET: Dice" in done.output
+    folders = [case.images[0].parent for case in split(read_brats(brats), TOY).test[:2]]
+    done = call(
+        "predict", "brain", "--run", run, *folders, "--out", tmp_path / "p", "--quiet"
+    )
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "p").iterdir())) == 4
+    assert "days" in done.output
+
+
+def test_an_error_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "medimg",
+            "predict",
+            "brain",
+            "--run",
+            "x",
+            str(tmp_path),
+            "--out",
+            str(tmp_path),
+        ],
+    )
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert str(stopped.value).startswith("error: ")
+    assert "should hold the files of one case" in str(stopped.value)

@@ -1,0 +1,428 @@
+import gzip
+import json
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medimg_utils import __main__ as command
+from medimg_utils import pretrained
+from medimg_utils.errors import InputError
+from medimg_utils.experiments import describe
+from medimg_utils.knee import experiment
+from medimg_utils.knee.dataset import DIAGNOSES, SERIES, MissingError, read_mrnet
+from medimg_utils.knee.experiment import (
+    EXPERIMENTS,
+    Experiment,
+    activation_map,
+    evaluate,
+    get_experiment,
+    load_run,
+    parts_of,
+    predict,
+    predict_exam,
+    split,
+    train,
+)
+from medimg_utils.knee.standardise import Standardiser
+from medimg_utils.splits import LeakError
+from medimg_utils.training import RunError, load_tensors
+
+TOY = replace(
+    EXPERIMENTS["tiny"],
+    resize=64,
+    crop=56,
+    epochs=14,
+    batch_size=2,
+    learning_rate=4e-3,
+    shift=2.0,
+    folds=4,
+)
+SHORT = replace(TOY, epochs=1, folds=2)
+FAST = {"accelerator": "cpu", "precision": "32-true", "workers": 0, "progress": False}
+ALL = [(series, diagnosis) for series in SERIES for diagnosis in DIAGNOSES]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, mrnet):
+    """Networks trained for seconds on drawn knees."""
+    out = tmp_path_factory.mktemp("run")
+    train(mrnet, out, TOY, **FAST)
+    return out
+
+
+@pytest.fixture(scope="module")
+def answer(run, mrnet, tmp_path_factory):
+    """The evaluation of `run` on the split that it has not seen."""
+    out = tmp_path_factory.mktemp("answer") / "metrics.json"
+    truth = mrnet.parent / "simulation-truth.json"
+    return evaluate(mrnet, run, out=out, truth=truth, draws=200, progress=False)
+
+
+# ------------------------------------------------------------------------------- settings
+
+
+def test_the_papers_values_are_spelled_out():
+    paper = EXPERIMENTS["paper"]
+    assert (paper.backbone, paper.epochs, paper.batch_size, paper.resize) == (
+        "alexnet", 50, 1, 256
+    )  # fmt: skip
+    assert (paper.learning_rate, paper.weight_decay, paper.patience, paper.factor) == (
+        1e-5, 0.01, 5, 0.3
+    )  # fmt: skip
+    rows = {row["setting"]: row for row in describe(paper)}
+    assert set(rows) == set(Experiment.__dataclass_fields__)
+    assert not [name for name, row in rows.items() if row["source"] == "differs"]
+    assert rows["rotation"]["source"] == "our choice"
+    lab = {row["setting"]: row for row in describe(EXPERIMENTS["lab"])}
+    assert lab["backbone"]["source"] == "differs"
+    assert all(row["why"] for row in lab.values())
+
+
+@pytest.mark.parametrize("size", EXPERIMENTS)
+def test_settings_fit_together(size):
+    chosen = get_experiment(size)
+    assert chosen.size == size
+    assert chosen.crop <= chosen.resize
+    assert chosen.combination in ("training", "out_of_fold")
+    assert Experiment(**json.loads(json.dumps(chosen.__dict__))) == chosen
+    assert get_experiment(size, epochs=3).epochs == 3
+
+
+def test_the_paper_trains_nine_networks(mrnet):
+    exam = read_mrnet(mrnet)[0]
+    names = [part.name for part in parts_of(EXPERIMENTS["paper"], exam)]
+    assert len(set(names)) == 9
+    assert "axial-meniscus" in names
+    assert [part.name for part in parts_of(EXPERIMENTS["lab"], exam)] == list(SERIES)
+
+
+# ---------------------------------------------------------------------------------- split
+
+
+def test_the_folds_cover_the_training_exams_once(mrnet):
+    everyone = [exam.exam_id for exam in read_mrnet(mrnet)]
+    held = []
+    for fold in range(4):
+        sides = split(mrnet, TOY, fold)
+        train_ids = {exam.exam_id for exam in sides.train}
+        assert not train_ids & {exam.exam_id for exam in sides.validation}
+        assert len(sides.train) + len(sides.validation) == 48
+        held += [exam.exam_id for exam in sides.validation]
+    assert sorted(held) == everyone
+    assert split(mrnet, TOY) == split(mrnet, TOY, 0)
+    with pytest.raises(InputError, match="0 to 3"):
+        split(mrnet, TOY, 4)
+
+
+# ---------------------------------------------------------------- train, evaluate, predict
+
+
+def test_a_run_can_be_loaded(run, mrnet):
+    loaded = load_run(run)
+    assert loaded.experiment == TOY
+    assert len(loaded.networks) == 3
+    assert not any(network.training for network in loaded.networks.values())
+    assert set(loaded.thresholds) == set(DIAGNOSES)
+    assert set(loaded.combinations) == {"training", "out_of_fold"}
+    assert {path.name for path in run.iterdir()} == {
+        "best.safetensors", "best.json", *SERIES,
+        *(f"landmarks-{series}.json" for series in SERIES),
+    }  # fmt: skip
+    for series in SERIES:
+        stored = Standardiser.load(run / f"landmarks-{series}.json")
+        assert stored == loaded.standardisers[series]
+        assert stored.volumes == len(split(mrnet, TOY).train)
+    assert len(loaded.facts["held_out"]) == len(split(mrnet, TOY).validation)
+
+
+def test_landmarks_come_from_training_exams_alone(run, mrnet):
+    learned = experiment.learn_landmarks(split(mrnet, TOY).train, "axial")
+    assert load_run(run).standardisers["axial"] == learned
+    everyone = experiment.learn_landmarks(read_mrnet(mrnet), "axial")
+    assert everyone.landmarks != learned.landmarks
+
+
+def test_the_networks_have_learned_to_see(answer):
+    for diagnosis in DIAGNOSES:
+        found = answer["diagnoses"][diagnosis]
+        assert found["combined"]["auc"]["value"] > 0.9, diagnosis
+        assert set(found["series"]) == set(SERIES)
+        assert set(found["ways"]) == {"training", "out_of_fold"}
+        assert 0 <= answer["controls"]["style"][diagnosis]["auc"] <= 1
+    assert answer["n"]["exams"] == 24
+    assert answer["left_out"] == 0
+
+
+def test_they_look_at_the_lesion(answer):
+    """The bright discs of ACL tears lie in the middle, the dark ones aside."""
+    for diagnosis, least in (("acl", 0.1), ("meniscus", 0.2)):
+        for question, gain in (("slice", 0.3), ("pointing", least)):
+            found = [
+                row[question] for row in answer["localisation"][diagnosis].values()
+            ]
+            assert len(found) == 3
+            over_centre = [row["gain_over_centre"]["value"] for row in found]
+            over_random = [row["gain_over_random"]["value"] for row in found]
+            assert np.mean(over_centre) > gain, (diagnosis, question)
+            assert np.min(over_random) > gain, (diagnosis, question)
+
+
+def test_the_numbers_can_be_judged(answer):
+    assert answer["use_case"] == "knee"
+    assert answer["about"]["data"]["simulated"] is False  # there is no simulation.json
+    assert answer["about"]["n"] == 24
+    assert "no patient identifiers" in answer["protocol"]
+    assert set(answer["subgroups"]["anatomy"]) == {"knee1", "knee2"}
+    assert set(answer["subgroups"]["kind"]["meniscus"]) == {"meniscus"}
+    case = answer["cases"][0]
+    assert set(case["slices"]) == set(SERIES)
+
+
+def test_training_exams_are_never_measured(run, mrnet, write_mrnet, tmp_path):
+    with pytest.raises(LeakError, match="every exam"):
+        evaluate(mrnet, run, split="train", progress=False)
+    other = write_mrnet(tmp_path, train=52, valid=2)  # the first 48 are the same
+    found = evaluate(other, run, split="train", draws=10, progress=False)
+    assert found["left_out"] == 48
+    assert [case["exam_id"] for case in found["cases"]] == [
+        "0048",
+        "0049",
+        "0050",
+        "0051",
+    ]
+
+
+def test_an_exam_is_predicted_alike_by_all(run, answer, mrnet, tmp_path):
+    files = predict(run, mrnet, tmp_path, progress=False)
+    assert [one["exam"] for one in files] == [c["exam_id"] for c in answer["cases"]]
+    for found, case in zip(files, answer["cases"], strict=True):
+        assert found["probabilities"] == pytest.approx(case["combined"]["out_of_fold"])
+        assert found["slices"] == case["slices"]
+        for series, diagnosis in ALL:
+            assert found["series"][series][diagnosis] == pytest.approx(
+                case["series"][series][diagnosis]
+            )
+
+
+def test_the_files_of_a_prediction(run, mrnet, tmp_path):
+    predict(run, mrnet, tmp_path / "out", progress=False)
+    names = {f"{number:04d}" for number in range(48, 72)}
+    expected = {f"{name}.json" for name in names}
+    expected |= {f"{n}.{series}.{d}.nii.gz" for n in names for series, d in ALL}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected
+    stored = json.loads((tmp_path / "out" / "0050.json").read_text())
+    assert set(stored["probabilities"]) == set(DIAGNOSES)
+    assert all(0 <= value <= 1 for value in stored["probabilities"].values())
+    assert {(s, d) for s, row in stored["series"].items() for d in row} == set(ALL)
+    exam = read_mrnet(mrnet, "valid")[2]
+    loaded = load_run(run)
+    prediction = predict_exam(loaded, exam)
+    for series, diagnosis in ALL:
+        volume = np.load(exam.series[series])
+        image = nib.load(tmp_path / "out" / stored["maps"][series][diagnosis])
+        heat = image.get_fdata()
+        assert heat.shape == volume.shape
+        exact = activation_map(loaded, prediction, series, diagnosis)
+        np.testing.assert_allclose(heat, exact, atol=np.ptp(exact) / 250)
+        assert 0 <= stored["slices"][series][diagnosis] < len(volume)
+
+
+def test_maps_mean_what_they_say(run, mrnet):
+    """The mean of a slice's map is its own logit; the margin holds nothing."""
+    loaded = load_run(run)
+    exam = read_mrnet(mrnet, "valid")[0]
+    prediction = predict_exam(loaded, exam)
+    heat = activation_map(loaded, prediction, "axial", "acl")
+    assert not heat[:, :4].any()
+    assert not heat[:, :, -4:].any()
+    low = activation_map(loaded, prediction, "axial", "acl", lowest_outside=True)
+    assert (low[:, 0, 0] <= low.min() + 1e-6).all()
+    answer = prediction.answers["axial"]["acl"]
+    part, network = next(
+        (part, one) for part, one in loaded.networks.items() if part.series == "axial"
+    )
+    slices = torch.zeros(1, 1, 56, 56, dtype=torch.uint8)
+    bias = float(network.explain(slices).bias[part.diagnoses.index("acl")])
+    logit = np.log(answer.probability / (1 - answer.probability))
+    assert answer.shares.sum() + bias == pytest.approx(logit, abs=1e-3)
+    assert answer.picked == answer.shares.argmax()
+
+
+def test_predicting_needs_no_labels(run, write_mrnet, tmp_path):
+    release = write_mrnet(tmp_path / "release", train=1, valid=2)
+    for diagnosis in DIAGNOSES:
+        (release / f"valid-{diagnosis}.csv").unlink()
+    assert len(predict(run, release, tmp_path / "out", progress=False)) == 2
+    with pytest.raises(InputError, match="nothing can be measured"):
+        evaluate(release, run, progress=False)
+
+
+def test_missing_exams_stop_before_anything_is_written(run, write_mrnet, tmp_path):
+    release = write_mrnet(tmp_path / "release", train=6, valid=3)
+    (release / "valid" / "axial" / "0007.npy").unlink()
+    (release / "train" / "axial" / "0003.npy").unlink()
+    out = tmp_path / "out"
+    with pytest.raises(MissingError, match=r"valid/axial/0007\.npy"):
+        predict(run, release, out, progress=False)
+    with pytest.raises(MissingError, match=r"train/axial/0003\.npy"):
+        train(release, tmp_path / "run", SHORT, **FAST)
+    with pytest.raises(MissingError, match="--allow-missing"):
+        evaluate(release, run, progress=False)
+    assert not out.exists()
+    assert not (tmp_path / "run").exists()
+    found = predict(run, release, out, allow_missing=True, progress=False)
+    assert [one["exam"] for one in found] == ["0006", "0008"]
+
+
+def test_a_broken_exam_does_not_stop_the_others(run, write_mrnet, tmp_path):
+    release = write_mrnet(tmp_path / "release", train=1, valid=3)
+    path = release / "valid" / "coronal" / "0002.npy"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"1 of 3 exams.*0002\.npy"):
+        predict(run, release, tmp_path / "out", progress=False)
+    assert (tmp_path / "out" / "0003.json").is_file()
+    assert not list((tmp_path / "out").glob("0002*"))
+    assert not list((tmp_path / "out").glob(".partial*"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        predict(run, release, tmp_path / "file", progress=False)
+
+
+def test_maps_have_the_same_bytes_again(run, mrnet, tmp_path):
+    for name in "ab":
+        predict(run, mrnet, tmp_path / name, progress=False)
+    name = "0048.axial.acl.nii.gz"
+    first, second = ((tmp_path / k / name).read_bytes() for k in "ab")
+    assert first == second
+    assert len(gzip.decompress(first)) < 64 * 64 * 10 + 400  # 8 bit a voxel
+
+
+# ------------------------------------------------------------------------- other layouts
+
+
+def test_nine_networks_as_in_the_paper(mrnet, tmp_path):
+    nine = replace(SHORT, shared=False, schedule="plateau", algorithm="adam", clip=None)
+    logs = train(mrnet, tmp_path, nine, **FAST)
+    assert len(logs) == 9
+    found = evaluate(mrnet, tmp_path, draws=10, progress=False)
+    assert all(len(row["series"]) == 3 for row in found["cases"])
+    loaded = load_run(tmp_path)
+    assert all(len(part.diagnoses) == 1 for part in loaded.networks)
+
+
+def test_kneemri_trains_evaluates_and_takes_mrnets_network(run, tmp_path):
+    import pickle
+
+    random = np.random.default_rng(0)
+    lines = ["examId,seriesNo,aclDiagnosis,volumeFilename"]
+    for number in range(20):
+        folder = tmp_path / "kneemri" / f"vol{number % 10 + 1:02d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        volume = random.gamma(2, 200, (4, 72, 72)).astype(np.int16)
+        volume[1:3, 20:30, 30:40] += 1500 * (number // 10)
+        (folder / f"{number}.pck").write_bytes(pickle.dumps(volume))
+        lines.append(f"{number},1,{2 * (number // 10)},{number}.pck")
+    root = tmp_path / "kneemri"
+    (root / "metadata.csv").write_text("\n".join(lines))
+    logs = train(root, tmp_path / "run", SHORT, **FAST)
+    assert set(logs) == {"sagittal"}
+    own = evaluate(root, tmp_path / "run", split="test", draws=10, progress=False)
+    assert own["diagnoses"]["acl"]["combined"] is not None
+    assert own["n"]["exams"] == 4
+    # MRNet's networks know more series and diagnoses than KneeMRI has.
+    other = evaluate(root, run, split="test", draws=10, progress=False)
+    assert other["diagnoses"]["acl"]["combined"] is None
+    assert 0 <= other["diagnoses"]["acl"]["series"]["sagittal"]["value"] <= 1
+    found = predict(run, root, tmp_path / "out", split="test", progress=False)
+    assert found[0]["probabilities"] == {}
+    assert set(found[0]["series"]) == {"sagittal"}
+    with pytest.raises(InputError, match="Leave --fold away"):
+        train(root, tmp_path / "other", SHORT, fold=1, **FAST)
+
+
+# ----------------------------------------------------------------------------- interruption
+
+
+def test_stopped_and_resumed_is_the_same_run(mrnet, tmp_path, monkeypatch):
+    short = replace(SHORT, epochs=2)
+    train(mrnet, tmp_path / "whole", short, **FAST)
+    calls = 0
+    honest = experiment.weighted_loss
+
+    def stopping(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 45:  # in the second of three networks
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    out = tmp_path / "stopped"
+    monkeypatch.setattr(experiment, "weighted_loss", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(mrnet, out, short, **FAST)
+    assert (out / "coronal").is_dir()
+    assert not (out / "axial").exists()
+    with pytest.raises(RunError, match="no finished run"):
+        load_run(out)
+    with pytest.raises(RunError, match="already holds a run"):
+        train(mrnet, out, short, **FAST)
+    train(mrnet, out, short, resume=True, **FAST)
+    first, second = (
+        load_tensors(folder / "best.safetensors")[0]
+        for folder in (tmp_path / "whole", out)
+    )
+    assert set(first) == set(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(RunError, match="other settings"):
+        train(mrnet, out, replace(short, epochs=3), resume=True, **FAST)
+
+
+def test_a_folder_without_run_says_what_to_do(tmp_path):
+    with pytest.raises(RunError, match=r"best\.safetensors.*--resume"):
+        load_run(tmp_path)
+
+
+@pytest.mark.skipif(
+    "knee-lab" not in pretrained.names(), reason="no shipped network yet"
+)
+def test_the_shipped_networks_answer(mrnet, tmp_path, write_mrnet):
+    release = write_mrnet(tmp_path / "release", train=1, valid=1)
+    (found,) = predict("lab", release, tmp_path / "out", progress=False)
+    assert set(found["probabilities"]) == set(DIAGNOSES)
+    assert found["settings"]["experiment"]["size"] == "lab"
+
+
+# ---------------------------------------------------------------------------- command line
+
+
+def shell(*words):
+    return CliRunner().invoke(command.app, [str(word) for word in words])
+
+
+def test_the_verbs_from_the_shell(run, mrnet, tmp_path, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "tiny", SHORT)
+    out = tmp_path / "run"
+    words = ("train", "knee", "--data", mrnet, "--size", "tiny", "--out", out)
+    done = shell(*words, "--fold", 1, "--workers", 0, "--quiet")
+    assert done.exit_code == 0, done.output
+    assert "sagittal: best epoch 1 of 1" in done.output
+    assert json.loads((out / "best.json").read_text())["fold"] == 1
+
+    metrics = tmp_path / "metrics.json"
+    truth = mrnet.parent / "simulation-truth.json"
+    words = ("evaluate", "knee", "--data", mrnet, "--run", run, "--out", metrics)
+    done = shell(*words, "--truth", truth, "--quiet")
+    assert done.exit_code == 0, done.output
+    assert "24 exams of valid" in done.output
+    assert "combined AUC" in done.output
+    assert "pointing network" in done.output
+    assert json.loads(metrics.read_text())["use_case"] == "knee"
+
+    words = ("predict", "knee", "--run", run, "--data", mrnet, "--split", "valid")
+    done = shell(*words, "--out", tmp_path / "p", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert done.output.count("acl 0.") == 24
