@@ -3,6 +3,7 @@
 import base64
 import io
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ class Viewer(anywidget.AnyWidget):
 def pack(array: npt.ArrayLike) -> bytes:
     """Compress an array of bytes for a Bytes trait; ``common.js`` inflates it."""
     return zlib.compress(np.ascontiguousarray(array, dtype=np.uint8).tobytes(), 9)
+
+
+def pack_all(arrays: Iterable[npt.NDArray[np.uint8] | None]) -> bytes:
+    """Compress arrays one after the other; nothing if there is none."""
+    given = [array.ravel() for array in arrays if array is not None]
+    return pack(np.concatenate(given)) if given else b""
+
+
+def check_keys(
+    name: str, given: Iterable[str], whole: str, expected: Iterable[str]
+) -> None:
+    """Raise ValueError if ``given`` names what is not in ``expected``."""
+    unknown = sorted(set(given) - set(expected))
+    if unknown:
+        raise ValueError(
+            f"{name} names {', '.join(map(repr, unknown))}, expected names that "
+            f"{whole} has: {', '.join(map(repr, expected))}"
+        )
 
 
 def check_image(name: str, value: npt.ArrayLike, ndim: int) -> npt.NDArray[np.float64]:
@@ -119,6 +138,24 @@ def to_bytes(
     """Spread ``low`` to ``high`` over 0 to 255."""
     span = max(high - low, np.finfo(float).tiny)
     return np.rint(255 * np.clip((image - low) / span, 0, 1)).astype(np.uint8)
+
+
+def robust_range(image: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The 0.05th and 99.95th percentile: one outlier must not make the rest black."""
+    low, high = (float(value) for value in np.percentile(image, (0.05, 99.95)))
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def to_greys(
+    image: npt.NDArray[np.float64], low: float, high: float
+) -> npt.NDArray[np.uint8]:
+    """Spread ``low`` to ``high`` over 64 levels among 0 to 255.
+
+    MR is noisy: with 256 levels the packed stack would be nearly twice as large.
+    """
+    span = max(high - low, np.finfo(float).tiny)
+    levels = np.rint(63 * np.clip((image - low) / span, 0, 1))
+    return np.rint(levels * 255 / 63).astype(np.uint8)
 
 
 def reduce_bytes(
