@@ -12,6 +12,12 @@ async function inflate(view) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
+/** Cut `data` into the parts that `sizes` gives; a part of size 0 is null. */
+function cut(data, sizes) {
+  let from = 0;
+  return sizes.map((size) => (size ? data.subarray(from, (from += size)) : null));
+}
+
 /** Make an element: attributes from `options`, then its children. */
 function element(tag, options = {}, ...children) {
   const node = document.createElement(tag);
@@ -101,6 +107,22 @@ function viewerRoot(model, fallback, ...children) {
   const heading = title ? [element("p", { class: "medimg-title", text: title })] : [];
   const name = { class: "medimg-viewer", role: "group", "aria-label": title || fallback };
   return element("div", name, ...heading, ...children);
+}
+
+const PERCENT = {
+  min: 0,
+  max: 1,
+  step: 0.01,
+  format: (value) => `${Math.round(100 * value)} %`,
+};
+
+/** Sliders for a window that is given as shares of the range of the intensities. */
+function windowSliders(model, signal) {
+  const width = { ...PERCENT, min: 0.02, max: 1.5 };
+  return [
+    slider(model, "window_centre", "Window centre", PERCENT, signal),
+    slider(model, "window_width", "Window width", width, signal),
+  ];
 }
 
 /** A labelled checkbox that follows the boolean trait `name`. */
@@ -377,6 +399,46 @@ function paintMasks(rgba, width, height, truth, predicted, opacity) {
       rgba[4 * i + 3] = alpha;
     }
   }
+}
+
+/** The three numbers of a colour such as "#56b4e9". */
+const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+
+/** Is the pixel (x, y) inked in the pattern of that number? Labels differ by it. */
+function inPattern(number, x, y) {
+  switch (number % 7) {
+    case 0:
+      return true;
+    case 1:
+      return (x + y) % 9 < 4;
+    case 2:
+      return x % 7 < 4 && y % 7 < 4;
+    case 3:
+      return (x + 9000 - y) % 9 < 4;
+    case 4:
+      return y % 7 < 3;
+    case 5:
+      return x % 7 < 3;
+    default:
+      return x % 9 < 3 || y % 9 < 3;
+  }
+}
+
+/** Line of a legend for a label: its colour, its pattern and what it means. */
+function labelItem(colour, number, text) {
+  const swatch = element("canvas", {
+    class: "medimg-swatch",
+    width: 28,
+    height: 16,
+    style: `border-color: ${colour}`,
+    "aria-hidden": "true",
+  });
+  paintLayer(swatch, (rgba) => {
+    for (let i = 0; i < 28 * 16; i++) {
+      if (inPattern(number, i % 28, Math.floor(i / 28))) rgba.set([...rgb(colour), 255], 4 * i);
+    }
+  });
+  return element("li", {}, swatch, text);
 }
 
 /** Pixels of `probability` (0 to 255) that reach `threshold` (0 to 1). */

@@ -1,11 +1,5 @@
 // The series of an exam, side by side, with heat maps and lesions.
 
-/** Cut `data` into the parts that `sizes` gives; a part of size 0 is null. */
-function cut(data, sizes) {
-  let from = 0;
-  return sizes.map((size) => (size ? data.subarray(from, (from += size)) : null));
-}
-
 // Series run from left to right, from back to front and from above downward, while
 // columns run from the patient's right (or front) and rows from above (or the front).
 const REVERSED = { sagittal: true, coronal: true, axial: false };
@@ -232,17 +226,11 @@ async function render({ model, el }) {
     return strip;
   }
 
-  const percent = (value) => `${Math.round(100 * value)} %`;
-  const share = { min: 0, max: 1, step: 0.01, format: percent };
-  const width = { ...share, min: 0.02, max: 1.5 };
-  const sliders = [
-    slider(model, "window_centre", "Window centre", share, signal),
-    slider(model, "window_width", "Window width", width, signal),
-  ];
+  const sliders = windowSliders(model, signal);
   const boxes = [];
   const legend = element("ul", { class: "medimg-legend" });
   if (anyHeat) {
-    sliders.push(slider(model, "opacity", "Opacity of the heat map", share, signal));
+    sliders.push(slider(model, "opacity", "Opacity of the heat map", PERCENT, signal));
     boxes.push(checkbox(model, "show_heat", "Show the heat map", signal));
     legend.append(legendItem("heat", "Heat, from 0 to 1; the strip shows its peak in each slice"));
   }

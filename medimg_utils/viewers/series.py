@@ -185,7 +185,7 @@ class _Series:
         mask: npt.ArrayLike | None,
         max_side: int,
     ) -> None:
-        voxels = base.check_image(f"stack {name!r}", stack, 3)
+        voxels = base.check_image(f"stack {name!r}", stack, 3, "(S, H, W)")
         self.name = name
         self.shape = voxels.shape
         self.range = base.robust_range(voxels)

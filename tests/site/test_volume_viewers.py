@@ -155,3 +155,121 @@ def test_the_strip_leads_to_a_slice(series) -> None:
     distance = ball()["sagittal T2"]
     inside = np.flatnonzero((distance < 0.3).any(axis=(1, 2)))
     assert f"lesion in slices {inside[0]} to {inside[-1]}" in label
+
+
+X, Y, Z = np.mgrid[:12, :10, :8]
+SUM = 8.0 * X + 4 * Y + 2 * Z
+BLOCK = np.where((X > 6) & (Y > 4) & (Z > 3), 1, 0)
+BLOCK[2, 3, 4] = 4
+MEANING = {0: "background", 1: "a corner", 4: "a voxel"}
+AXIAL, CORONAL, SAGITTAL = range(3)
+
+
+@pytest.fixture
+def planes(visit, demo: Path) -> Locator:
+    return viewer(visit.open(demo / "volumes.html"), "A block")
+
+
+def crosshair(root: Locator) -> tuple[int, ...]:
+    text = root.locator(".medimg-readout").inner_text()
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def greys(canvas: Locator) -> np.ndarray:
+    """Red channel (H, W) of what a canvas shows."""
+    script = """node => {
+      const {width, height} = node;
+      const data = node.getContext("2d").getImageData(0, 0, width, height).data;
+      return [width, height, [...data.filter((_, i) => i % 4 === 0)]];
+    }"""
+    width, height, values = canvas.evaluate(script)
+    return np.array(values).reshape(height, width)
+
+
+@pytest.mark.parametrize(
+    "place", [(2, 3, 4), (0, 0, 0), (11, 9, 7), (8, 6, 5), (3, 3, 4)]
+)
+def test_the_read_out_is_that_of_python(planes, place: tuple) -> None:
+    for slider, at in zip((2, 1, 0), place, strict=True):
+        move(planes, "place", at, slider)
+    text = planes.locator(".medimg-readout").inner_text()
+    assert crosshair(planes) == place
+    low, high = np.percentile(SUM, (0.05, 99.95))
+    value = float(re.search(r"sum ([\d.]+)", text).group(1))
+    expected = np.clip(SUM[place], low, high)
+    assert value == pytest.approx(expected, abs=(high - low) / 126 + 0.5)
+    assert f"true label: {MEANING[BLOCK[place]]};" in text
+    predicted = np.roll(BLOCK, 1, axis=0)[place]
+    assert text.endswith(f"predicted: {MEANING[predicted]}.")
+
+
+@pytest.mark.parametrize("plane", [AXIAL, CORONAL, SAGITTAL])
+def test_the_right_the_front_and_the_top_come_first(planes, plane: int) -> None:
+    canvas = planes.locator(f"{PANE} canvas").nth(plane)
+    canvas.scroll_into_view_if_needed()
+    canvas.click(position={"x": 2, "y": 2})
+    drawn(planes.page)
+    highest = {AXIAL: (11, 9, 4), CORONAL: (11, 3, 7), SAGITTAL: (2, 9, 7)}
+    assert crosshair(planes) == highest[plane]
+
+
+def test_the_patients_right_is_drawn_on_the_left(planes) -> None:
+    planes.locator("select").first.select_option("right half")
+    planes.locator("select").nth(1).select_option("none")
+    planes.locator('input[data-trait="show_crosshair"]').uncheck()
+    drawn(planes.page)
+    for plane in (AXIAL, CORONAL):
+        picture = greys(planes.locator(f"{PANE} canvas").nth(plane))
+        left, right = np.array_split(picture, 2, axis=1)
+        assert left.mean() > 200
+        assert right.mean() < 55
+
+
+def test_planes_have_the_proportions_of_the_patient(planes) -> None:
+    script = "nodes => nodes.map(node => node.width / node.height)"
+    ratios = planes.locator(f"{PANE} canvas").evaluate_all(script)
+    assert ratios == pytest.approx([12 / 10, 12 / 16, 10 / 16], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("plane", "key", "expected"),
+    [
+        (AXIAL, "ArrowLeft", (3, 3, 4)),
+        (AXIAL, "ArrowUp", (2, 4, 4)),
+        (AXIAL, "PageDown", (2, 3, 5)),
+        (CORONAL, "ArrowRight", (1, 3, 4)),
+        (CORONAL, "ArrowDown", (2, 3, 3)),
+        (SAGITTAL, "ArrowLeft", (2, 4, 4)),
+        (SAGITTAL, "Shift+ArrowUp", (2, 3, 7)),
+        (SAGITTAL, "Home", (0, 3, 4)),
+    ],
+)
+def test_keys_move_the_crosshair(planes, plane: int, key: str, expected: tuple) -> None:
+    canvas = planes.locator(f"{PANE} canvas").nth(plane)
+    canvas.focus()
+    planes.page.keyboard.press(key)
+    drawn(planes.page)
+    assert crosshair(planes) == expected
+
+
+def test_each_choice_of_labels_looks_different(planes) -> None:
+    canvas = planes.locator("canvas").first
+    move(planes, "place", 5)
+    seen = set()
+    for choice in ("true", "predicted", "both", "none"):
+        planes.locator('select[data-trait="shown_labels"]').select_option(choice)
+        drawn(planes.page)
+        seen.add(canvas.evaluate(PICTURE))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("trait", "value"),
+    [("opacity", 0.1), ("window_centre", 0.9), ("window_width", 0.3)],
+)
+def test_a_slider_of_the_planes_changes_the_picture(planes, trait, value) -> None:
+    move(planes, "place", 5)
+    canvas = planes.locator("canvas").first
+    before = canvas.evaluate(PICTURE)
+    move(planes, trait, value)
+    assert canvas.evaluate(PICTURE) != before
