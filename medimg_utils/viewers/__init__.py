@@ -6,5 +6,6 @@ file, which draws and computes.
 
 from medimg_utils.viewers.mask_overlay import MaskOverlayViewer
 from medimg_utils.viewers.threshold_explorer import ThresholdExplorer
+from medimg_utils.viewers.window_explorer import WindowExplorer
 
-__all__ = ["MaskOverlayViewer", "ThresholdExplorer"]
+__all__ = ["MaskOverlayViewer", "ThresholdExplorer", "WindowExplorer"]

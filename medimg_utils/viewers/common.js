@@ -163,3 +163,48 @@ function dice(truth, predicted) {
   for (let i = 0; i < truth.length; i++) both += truth[i] & predicted[i];
   return (2 * both) / (count(truth) + count(predicted));
 }
+
+/** Where on the canvas an event happened, in pixels of the canvas. */
+function pointerAt(canvas, event) {
+  const box = canvas.getBoundingClientRect();
+  return [
+    ((event.clientX - box.left) * canvas.width) / box.width,
+    ((event.clientY - box.top) * canvas.height) / box.height,
+  ];
+}
+
+/** A labelled list of `options` ([value, text] each) that follows the trait `name`. */
+function choice(model, name, label, options, signal) {
+  const id = `medimg-${name}-${++serial}`;
+  const input = element(
+    "select",
+    { id },
+    ...options.map(([value, text]) => element("option", { value, text })),
+  );
+  input.dataset.trait = name;
+  const show = () => (input.value = String(model.get(name)));
+  input.addEventListener("change", () => {
+    const whole = typeof model.get(name) === "number";
+    model.set(name, whole ? Number(input.value) : input.value);
+    model.save_changes();
+  });
+  follow(model, `change:${name}`, show, signal);
+  show();
+  return element(
+    "div",
+    { class: "medimg-control" },
+    element("label", { for: id, text: label }),
+    input,
+  );
+}
+
+/** Paint grey levels (0 to 255) into a canvas of their size. */
+function paintGrey(canvas, levels) {
+  const context = canvas.getContext("2d");
+  const data = context.createImageData(canvas.width, canvas.height);
+  for (let i = 0; i < levels.length; i++) {
+    data.data[4 * i] = data.data[4 * i + 1] = data.data[4 * i + 2] = levels[i];
+    data.data[4 * i + 3] = 255;
+  }
+  context.putImageData(data, 0, 0);
+}
