@@ -173,31 +173,6 @@ function pointerAt(canvas, event) {
   ];
 }
 
-/** A labelled list of `options` ([value, text] each) that follows the trait `name`. */
-function choice(model, name, label, options, signal) {
-  const id = `medimg-${name}-${++serial}`;
-  const input = element(
-    "select",
-    { id },
-    ...options.map(([value, text]) => element("option", { value, text })),
-  );
-  input.dataset.trait = name;
-  const show = () => (input.value = String(model.get(name)));
-  input.addEventListener("change", () => {
-    const whole = typeof model.get(name) === "number";
-    model.set(name, whole ? Number(input.value) : input.value);
-    model.save_changes();
-  });
-  follow(model, `change:${name}`, show, signal);
-  show();
-  return element(
-    "div",
-    { class: "medimg-control" },
-    element("label", { for: id, text: label }),
-    input,
-  );
-}
-
 /** Paint grey levels (0 to 255) into a canvas of their size. */
 function paintGrey(canvas, levels) {
   const context = canvas.getContext("2d");

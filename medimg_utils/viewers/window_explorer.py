@@ -49,7 +49,7 @@ class WindowExplorer(base.Viewer):
     value_data = traitlets.Bytes().tag(sync=True)
     low = traitlets.Int().tag(sync=True)
     high = traitlets.Int().tag(sync=True)
-    presets = traitlets.List().tag(sync=True)
+    presets = traitlets.List(traitlets.Any()).tag(sync=True)
     window_centre = traitlets.Float().tag(sync=True)
     window_width = traitlets.Float().tag(sync=True)
     bits = traitlets.Int().tag(sync=True)
