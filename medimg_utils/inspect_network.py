@@ -539,6 +539,9 @@ def draw(found: Trace, *, width: float = 9.0, height: float = 3.6) -> Figure:
             )
         )  # fmt: skip
         names.add(layer.kind)
+        sign = {"sum": "+", "join": "‖"}.get(layer.kind, "")
+        axes.text(left[k] + wide[k] / 2, y, sign, ha="center", va="center", fontsize=9,
+                  zorder=4)  # fmt: skip
         axes.text(left[k] + wide[k] / 2, y - tall[k] / 2 - 0.08, str(layer.shape[0]),
                   ha="center", va="top", fontsize=6, zorder=4)  # fmt: skip
         for source in links[k]:

@@ -6,8 +6,10 @@ import re
 import numpy as np
 import pytest
 from steps import PICTURE, drawn, move, viewer
+from torch import nn
 
-from medimg_utils.viewers import KernelExplorer, WindowExplorer
+from medimg_utils.inspect_network import trace
+from medimg_utils.viewers import FieldExplorer, KernelExplorer, WindowExplorer
 
 Y, X = np.mgrid[:60, :80]
 WEDGE = np.rint(-1000 + 2000 * (X + Y) / 138)  # as in demo/images.md
@@ -129,3 +131,56 @@ def test_the_kernel_slides(kernel) -> None:
     kernel.get_by_role("button", name="Slide the kernel").click()
     drawn(kernel.page)
     assert kernel.locator('input[data-trait="slid"]').input_value() == "100"
+
+
+@pytest.fixture
+def field(visit, demo):
+    yield viewer(visit.open(demo / "images.html"), "A small network")
+    assert not visit.errors
+    assert not visit.requests
+
+
+NETWORK = nn.Sequential(
+    nn.Conv2d(1, 4, 3, padding=1),
+    nn.MaxPool2d(2),
+    nn.Conv2d(4, 4, 5, padding=2),
+    nn.ConvTranspose2d(4, 1, 3, stride=2),
+)
+PLACES = {"first": 1, "middle": 3, "last": 4}
+
+
+def test_the_fields_are_those_of_python(field) -> None:
+    ones = {name: np.ones((1, 1, 60, 80)) for name in PLACES}
+    same = FieldExplorer(WEDGE, trace(NETWORK, 1, 60, 80), PLACES, ones)
+    canvas = field.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    scale = canvas.bounding_box()["width"] / 80
+    for row, column in ((30, 40), (1, 2), (59, 79), (17, 60)):
+        canvas.click(position={"x": (column + 0.5) * scale, "y": (row + 0.5) * scale})
+        drawn(field.page)
+        same.row, same.column = row, column
+        for caption, (name, box) in zip(
+            field.locator("figcaption").all(), same.fields().items(), strict=True
+        ):
+            (top, bottom), (left, right) = box
+            expected = f"{name}: {bottom - top + 1} × {right - left + 1} pixels"
+            assert caption.inner_text().startswith(expected)
+
+
+def test_a_click_and_a_layer_change_the_picture(field) -> None:
+    canvas = field.locator("canvas").first
+    before = canvas.evaluate(PICTURE)
+    move(field, "layer", 0)
+    other = canvas.evaluate(PICTURE)
+    assert other != before
+    canvas.click(position={"x": 30, "y": 20})
+    drawn(field.page)
+    clicked = canvas.evaluate(PICTURE)
+    assert clicked != other
+    field.page.keyboard.press("ArrowRight")
+    drawn(field.page)
+    assert canvas.evaluate(PICTURE) != clicked
+    field.locator("figure").nth(2).click()
+    drawn(field.page)
+    assert field.locator('input[data-trait="layer"]').input_value() == "2"
+    assert "(" in field.locator("p.medimg-readout").inner_text()  # centimetres
