@@ -100,7 +100,7 @@ class Trace:
     Attributes:
         layers: each one's `inputs` point to earlier ones.
         kept: bytes that autograd keeps for the backward pass of one image, without the
-            weights.
+            weights; in evaluation mode, where a dropout keeps nothing.
     """
 
     layers: tuple[Layer, ...]
@@ -546,9 +546,13 @@ def draw(found: Trace, *, width: float = 9.0, height: float = 3.6) -> Figure:
                   ha="center", va="top", fontsize=6, zorder=4)  # fmt: skip
         for source in links[k]:
             _connect(axes, source, k, boxes, left, wide, level, tall)
+    above = math.inf
     for size in sorted({max(s[1:], default=1) for s in sizes.values()}, reverse=True):
-        axes.text(-0.35, -0.62 * math.log2(finest / size), str(size), ha="right",
-                  va="center", fontsize=7, color="0.3")  # fmt: skip
+        y = -0.62 * math.log2(finest / size)
+        if above - y > 0.3:  # else the numbers would overlap
+            axes.text(-0.35, y, str(size), ha="right", va="center", fontsize=7,
+                      color="0.3")  # fmt: skip
+            above = y
     axes.set_xlim(-1.6, cursor)
     bottom = min(-0.62 * level[k] - tall[k] / 2 for k in boxes)
     axes.set_ylim(bottom - 0.5, max(tall.values()) / 2 + 0.5)
