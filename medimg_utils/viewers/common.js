@@ -468,3 +468,23 @@ function dice(truth, predicted) {
   for (let i = 0; i < truth.length; i++) both += truth[i] & predicted[i];
   return (2 * both) / (count(truth) + count(predicted));
 }
+
+/** Where on the canvas an event happened, in pixels of the canvas. */
+function pointerAt(canvas, event) {
+  const box = canvas.getBoundingClientRect();
+  return [
+    ((event.clientX - box.left) * canvas.width) / box.width,
+    ((event.clientY - box.top) * canvas.height) / box.height,
+  ];
+}
+
+/** Paint grey levels (0 to 255) into a canvas of their size. */
+function paintGrey(canvas, levels) {
+  const context = canvas.getContext("2d");
+  const data = context.createImageData(canvas.width, canvas.height);
+  for (let i = 0; i < levels.length; i++) {
+    data.data[4 * i] = data.data[4 * i + 1] = data.data[4 * i + 2] = levels[i];
+    data.data[4 * i + 3] = 255;
+  }
+  context.putImageData(data, 0, 0);
+}
