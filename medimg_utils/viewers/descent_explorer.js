@@ -148,7 +148,7 @@ function drawPath(canvas, surface, state, walked, minimum) {
     context.strokeStyle = "#000";
     context.stroke();
   });
-  drawCross(context, ...at(minimum));
+  if (minimum) drawCross(context, ...at(minimum));
   context.restore();
   labelAxes(context, canvas, names);
   ends(context, canvas, [-limit, limit].map(String), [-limit, limit].map(String));
@@ -186,7 +186,8 @@ function drawCurve(canvas, state, walked, lowest) {
   const { left, top, width, height: tall } = inside(canvas);
   const cap = 1e4 * walked[0].loss;
   const losses = walked.map(({ loss }) => Math.min(loss, cap));
-  const [low, high] = [Math.min(lowest, ...losses) * 0.9, Math.max(...losses) * 1.1];
+  const floor = lowest > 0 ? lowest : Infinity; // 0 has no place on a logarithmic axis
+  const [low, high] = [Math.min(floor, ...losses) * 0.9, Math.max(...losses) * 1.1];
   const place = (loss) =>
     top + tall * (1 - (Math.log(loss) - Math.log(low)) / (Math.log(high) - Math.log(low)));
   context.fillStyle = "#fff";
@@ -194,13 +195,15 @@ function drawCurve(canvas, state, walked, lowest) {
   context.lineWidth = 1;
   context.strokeStyle = "#444";
   context.strokeRect(left, top, width, tall);
-  context.setLineDash([5, 5]);
-  context.strokeStyle = "#666";
-  context.beginPath();
-  context.moveTo(left, place(lowest));
-  context.lineTo(left + width, place(lowest));
-  context.stroke();
-  context.setLineDash([]);
+  if (lowest > 0) {
+    context.setLineDash([5, 5]);
+    context.strokeStyle = "#666";
+    context.beginPath();
+    context.moveTo(left, place(lowest));
+    context.lineTo(left + width, place(lowest));
+    context.stroke();
+    context.setLineDash([]);
+  }
   context.beginPath();
   losses.forEach((loss, k) => {
     const point = [left + (width * k) / state.steps, place(loss)];
@@ -256,7 +259,7 @@ function render({ model, el }) {
       names: get("names"),
       limit,
     };
-    const [u, v, lowest, curvature] = get("minima")[state.loss];
+    const [place, lowest, curvature] = get("minima")[state.loss];
     const slopeAt = (a, b) => lossAndSlope(state.loss, features, labels, a, b);
     surfaces[state.loss] ??= paintSurface(140, limit, (a, b) => slopeAt(a, b)[0]);
     const walked = walk(slopeAt, state);
@@ -275,10 +278,10 @@ function render({ model, el }) {
     }[verdict];
     cells.first.textContent = short(first);
     cells.last.textContent = walked.length <= state.steps ? "too large to show" : short(last);
-    cells.lowest.textContent = short(lowest);
-    cells.limit.textContent = short(2 / curvature);
+    cells.lowest.textContent = place ? short(lowest) : "0, at infinite weights";
+    cells.limit.textContent = curvature ? short(2 / curvature) : "no limit";
     cells.verdict.textContent = meaning;
-    drawPath(map, surfaces[state.loss], state, walked, [u, v]);
+    drawPath(map, surfaces[state.loss], state, walked, place);
     drawCurve(curve, state, walked, lowest);
     map.setAttribute(
       "aria-label",

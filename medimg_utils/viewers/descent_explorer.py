@@ -16,9 +16,13 @@ _SECOND, _TINY = 0.999, 1e-8  # Adam's second decay and the number it adds below
 
 
 class Minimum(NamedTuple):
-    """The lowest point of a loss, and how curved the surface is there."""
+    """The lowest point of a loss, and how curved the surface is there.
 
-    weights: tuple[float, float]
+    Where a line separates the classes the cross-entropy falls for ever: there are no
+    weights, and loss and curvature are what it tends to, 0.
+    """
+
+    weights: tuple[float, float] | None
     loss: float
     curvature: float
 
@@ -30,7 +34,7 @@ class DescentExplorer(base.Viewer):
     $z_i = x_i \cdot w$. Two losses of it can be chosen, the mean cross-entropy of
     $\sigma(z_i)$, and half the mean squared distance of $z_i$ from ±1, whose surface is
     a bowl. The path uses all images in each step, so nothing about it is random. All of
-    it is computed in the browser.
+    it is computed in the browser. The lowest point is marked, if there is one.
 
     Args:
         features: (N, 2), what is known of each image.
@@ -48,8 +52,8 @@ class DescentExplorer(base.Viewer):
 
     Raises:
         ValueError: shapes that differ, NaN, labels other than 0 and 1, an unknown loss
-            or optimiser, a rate outside its range, or classes that a line separates:
-            their cross-entropy has no lowest point.
+            or optimiser, a rate outside its range, or two features that say the same,
+            so that the loss has no single lowest point.
 
     >>> explorer = DescentExplorer([[1, 0], [1, 0], [0, 1], [0, 1]], [1, 0, 1, 0],
     ...                            loss="squared error", start=(2, 2), learning_rate=1,
@@ -113,7 +117,7 @@ class DescentExplorer(base.Viewer):
             labels=self._y.astype(int).tolist(),
             names=list(names),
             limit=float(limit),
-            minima={name: list(_flat(found)) for name, found in minima.items()},
+            minima={name: list(found) for name, found in minima.items()},
             loss=loss,
             optimiser=optimiser,
             log_rate=float(np.log10(learning_rate)),
@@ -172,7 +176,7 @@ class DescentExplorer(base.Viewer):
     def statistics(self) -> dict[str, float | str]:
         """What the viewer shows in its table, and its verdict."""
         losses = np.array([self.loss_at(weights) for weights in self.path()])
-        _, _, lowest, curvature = self.minima[self.loss]
+        _, lowest, curvature = self.minima[self.loss]
         climb = losses[0] - lowest
         rises = np.diff(losses[len(losses) // 2 :])
         if len(losses) <= self.steps or losses[-1] > losses[0]:
@@ -187,7 +191,7 @@ class DescentExplorer(base.Viewer):
             "first": float(losses[0]),
             "last": float(losses[-1]),
             "lowest": lowest,
-            "limit": 2 / curvature,
+            "limit": 2 / curvature if curvature else float("inf"),
             "verdict": verdict,
         }
 
@@ -195,40 +199,45 @@ class DescentExplorer(base.Viewer):
         """Draw the viewer's present state as a figure."""
         side = np.linspace(-self.limit, self.limit, 81)
         grid = np.array([[self.loss_at((u, v)) for u in side] for v in side])
-        lowest = self.minima[self.loss]
+        place, lowest, _ = self.minima[self.loss]
         figure = Figure(figsize=(8, 3.8), layout="tight")
         left, right = figure.subplots(1, 2)
         left.contourf(side, side, np.log(grid), levels=14, cmap="cividis")
         walked = self.path()
         left.plot(*walked.T, "-o", color="white", markersize=3, markeredgecolor="black")
-        left.plot(*lowest[:2], "X", color="#D55E00", markeredgecolor="black", ms=10)
+        if place is not None:
+            left.plot(*place, "X", color="#D55E00", markeredgecolor="black", ms=10)
         left.set(xlim=(-self.limit, self.limit), ylim=(-self.limit, self.limit))
         left.set(xlabel=self.names[0], ylabel=self.names[1], aspect="equal")
         losses = [self.loss_at(weights) for weights in walked]
         right.semilogy(losses, color=plotting.PALETTE[0])
-        right.axhline(lowest[2], color="0.4", linestyle="dotted")
+        if lowest > 0:
+            right.axhline(lowest, color="0.4", linestyle="dotted")
         right.set(xlabel="step", ylabel=self.loss)
         return figure
 
     def _minimum(self, loss: str) -> Minimum:
         """Newton's method; one step is enough for the bowl of the squared error."""
         weights = np.zeros(2)
+        if np.linalg.matrix_rank(self._bend(weights, loss)) < 2:
+            raise ValueError(
+                f"the {loss} has no single lowest point: the two features say the same, "
+                "or one of them is always 0"
+            )
         for _ in range(100):
             slope, bend = self.gradient_at(weights, loss), self._bend(weights, loss)
-            if np.linalg.matrix_rank(bend, tol=1e-9) < 2:
+            if np.abs(slope).max() < 1e-12:
                 break
             step, here = np.linalg.solve(bend, slope), self.loss_at(weights, loss)
             while self.loss_at(weights - step, loss) > here + 1e-15:
                 step /= 2
             weights = weights - step
-            if np.abs(slope).max() < 1e-12:
-                curvature = float(np.linalg.eigvalsh(self._bend(weights, loss))[-1])
-                lowest = self.loss_at(weights, loss)
-                return Minimum((weights[0], weights[1]), lowest, curvature)
-        raise ValueError(
-            f"the {loss} has no single lowest point: a line through the origin separates "
-            "the classes, or the two features say the same"
-        )
+            right = (self._x @ weights) * (2 * self._y - 1) > 0
+            if loss == "cross-entropy" and right.all():
+                return Minimum(None, 0.0, 0.0)
+        curvature = float(np.linalg.eigvalsh(self._bend(weights, loss))[-1])
+        place = (float(weights[0]), float(weights[1]))
+        return Minimum(place, self.loss_at(weights, loss), curvature)
 
     def _bend(
         self, weights: npt.NDArray[np.float64], loss: str
@@ -238,10 +247,6 @@ class DescentExplorer(base.Viewer):
             return self._x.T @ self._x / len(self._x)
         p = 1 / (1 + np.exp(-np.clip(self._x @ weights, -500, 500)))
         return (self._x * (p * (1 - p))[:, None]).T @ self._x / len(self._x)
-
-
-def _flat(found: Minimum) -> tuple[float, float, float, float]:
-    return (*map(float, found.weights), found.loss, found.curvature)
 
 
 def _check_data(

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, precision_score
 
@@ -34,6 +34,7 @@ def test_values_by_hand() -> None:
     assert numbers["npv"] == pytest.approx(6 / 7)
 
 
+@settings(max_examples=30, deadline=None)
 @given(threshold=st.sampled_from(np.round(np.linspace(0.05, 0.7, 14), 2).tolist()))
 def test_at_the_prevalence_of_the_exams_the_ppv_is_the_precision(threshold) -> None:
     explorer = example(threshold=threshold, prevalence=float(LABELS.mean()))
@@ -46,6 +47,7 @@ def test_at_the_prevalence_of_the_exams_the_ppv_is_the_precision(threshold) -> N
     assert explorer.statistics()["specificity"] == pytest.approx(tn / (tn + fp))
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     threshold=st.floats(0, 1), prevalence=st.floats(0.001, 0.9)
 )  # people never get lost
