@@ -119,6 +119,25 @@ def check_probability(
     return np.rint(255 * array).astype(np.uint8)
 
 
+def check_scores(
+    scores: Sequence[float] | npt.NDArray[np.floating],
+    labels: Sequence[int] | npt.NDArray[np.integer],
+) -> tuple[list[float], list[int]]:
+    """Return scores and labels as plain lists, or raise ValueError."""
+    numbers = np.asarray(scores, dtype=float)
+    classes = np.asarray(labels, dtype=float)
+    if numbers.ndim != 1 or numbers.shape != classes.shape:
+        raise ValueError(
+            f"scores have shape {numbers.shape} and labels {classes.shape}, "
+            "expected one list of each, equally long"
+        )
+    if not ((numbers >= 0) & (numbers <= 1)).all():
+        raise ValueError("scores hold values outside 0 to 1, or NaN")
+    if not np.isin(classes, (0, 1)).all():
+        raise ValueError("labels hold values other than 0 and 1")
+    return numbers.tolist(), classes.astype(int).tolist()
+
+
 def check_shape(name: str, array: npt.NDArray[Any], expected: tuple[int, ...]) -> None:
     """Raise ValueError unless ``array`` has the shape of the image."""
     if array.shape != expected:

@@ -488,3 +488,80 @@ function paintGrey(canvas, levels) {
   }
   context.putImageData(data, 0, 0);
 }
+
+/** Share of `positive` decisions among the exams with the given label. */
+function rate(scores, labels, wanted, decide) {
+  let [hits, all] = [0, 0];
+  scores.forEach((score, k) => {
+    if (labels[k] !== wanted) return;
+    all += 1;
+    if (decide(score)) hits += 1;
+  });
+  return { hits, all, value: all ? hits / all : NaN };
+}
+
+/** Corners of the ROC curve, from (0, 0) to (1, 1). */
+function rocCurve(scores, labels) {
+  const order = scores.map((_, k) => k).sort((a, b) => scores[b] - scores[a]);
+  const positives = labels.filter((label) => label === 1).length;
+  const negatives = labels.length - positives;
+  const points = [[0, 0]];
+  let [tp, fp] = [0, 0];
+  order.forEach((k, place) => {
+    if (labels[k] === 1) tp += 1;
+    else fp += 1;
+    // Exams with the same score pass a threshold together.
+    const next = order[place + 1];
+    if (next === undefined || scores[next] !== scores[k]) {
+      points.push([fp / Math.max(negatives, 1), tp / Math.max(positives, 1)]);
+    }
+  });
+  return points;
+}
+
+const percent = (share) =>
+  Number.isNaN(share.value)
+    ? "not defined"
+    : `${(100 * share.value).toFixed(1)} % (${share.hits} of ${share.all})`;
+
+function drawRoc(canvas, points, now) {
+  const size = canvas.width;
+  const margin = 46;
+  const span = size - margin - 14;
+  const at = ([x, y]) => [margin + x * span, 14 + (1 - y) * span];
+  const context = canvas.getContext("2d");
+  const line = (path, style, dash = []) => {
+    context.beginPath();
+    path.forEach((point, k) => (k ? context.lineTo(...at(point)) : context.moveTo(...at(point))));
+    context.setLineDash(dash);
+    context.lineWidth = style.width;
+    context.strokeStyle = style.colour;
+    context.stroke();
+    context.setLineDash([]);
+  };
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, size, size);
+  line([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], { width: 1, colour: "#444" });
+  line([[0, 0], [1, 1]], { width: 1.5, colour: "#767676" }, [6, 6]);
+  line(points, { width: 3, colour: "#0072b2" });
+  context.fillStyle = "#222";
+  context.font = "16px sans-serif";
+  context.textAlign = "center";
+  context.fillText("1 − specificity", margin + span / 2, size - 8);
+  context.save();
+  context.translate(18, 14 + span / 2);
+  context.rotate(-Math.PI / 2);
+  context.fillText("sensitivity", 0, 0);
+  context.restore();
+  context.fillText("0", margin - 12, 14 + span + 5);
+  context.fillText("1", margin - 12, 20);
+  context.fillText("1", margin + span, 14 + span + 20);
+  if (now.some(Number.isNaN)) return;
+  context.beginPath();
+  context.arc(...at(now), 8, 0, 2 * Math.PI);
+  context.fillStyle = "#d55e00";
+  context.fill();
+  context.lineWidth = 2;
+  context.strokeStyle = "#000";
+  context.stroke();
+}

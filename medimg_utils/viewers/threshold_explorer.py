@@ -98,7 +98,7 @@ class ThresholdExplorer(base.Viewer):
             for p in pixels
         ]
         self._shown = np.stack(shown)
-        numbers, classes = _check_exams(scores, labels)
+        numbers, classes = base.check_scores(scores, labels)
         count, rows, columns = pixels.shape
         super().__init__(
             rows=rows,
@@ -152,22 +152,3 @@ class ThresholdExplorer(base.Viewer):
 
 def _mean(values: npt.NDArray) -> float:
     return float(values.mean()) if len(values) else float("nan")
-
-
-def _check_exams(
-    scores: Sequence[float] | npt.NDArray[np.floating],
-    labels: Sequence[int] | npt.NDArray[np.integer],
-) -> tuple[list[float], list[int]]:
-    """Return scores and labels as plain lists, or raise ValueError."""
-    numbers = np.asarray(scores, dtype=float)
-    classes = np.asarray(labels, dtype=float)
-    if numbers.ndim != 1 or numbers.shape != classes.shape:
-        raise ValueError(
-            f"scores have shape {numbers.shape} and labels {classes.shape}, "
-            "expected one list of each, equally long"
-        )
-    if not ((numbers >= 0) & (numbers <= 1)).all():
-        raise ValueError("scores hold values outside 0 to 1, or NaN")
-    if not np.isin(classes, (0, 1)).all():
-        raise ValueError("labels hold values other than 0 and 1")
-    return numbers.tolist(), classes.astype(int).tolist()
