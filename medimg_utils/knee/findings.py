@@ -294,10 +294,12 @@ def _fill_with_fluid(
     level = 0.0 if effusion is None else 0.36 + 0.62 * effusion.grade
     # fluid does not spread evenly: most of it lies above and beside the patella
     share = dict(zip(SPACES, (1.0, 0.85, 0.7, 0.75, 0.8), strict=True))
+    film = dict(zip(SPACES, (1.0, 0.5, 1.0, 1.0, 1.0), strict=True))
     extra = canvas.code({_FLUID: 1.0}, "", "abnormal")
     fill = canvas.knee.fill
     for space in SPACES:
-        normal = 255 * np.clip(healthy + generator.normal(0, 0.05), 0.02, 0.32)
+        normal = np.clip(healthy + generator.normal(0, 0.05), 0.02, 0.32)
+        normal *= 255 * film[space]
         high = 255 * level * share[space] * np.clip(generator.normal(1, 0.18), 0.5, 1.3)
         inside = canvas.knee.codes == space
         canvas.codes[inside & (fill <= normal)] = Code.FLUID
