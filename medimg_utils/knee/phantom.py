@@ -52,7 +52,9 @@ class Knee:
     spaces: NDArray[np.intp] = field(init=False)
 
     def __post_init__(self) -> None:
-        found = np.flatnonzero((self.codes >= min(SPACES)) & (self.codes <= max(SPACES)))
+        found = np.flatnonzero(
+            (self.codes >= min(SPACES)) & (self.codes <= max(SPACES))
+        )
         object.__setattr__(self, "spaces", found)
 
 

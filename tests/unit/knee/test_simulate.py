@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from medimg_utils.errors import InputError
 from medimg_utils.knee import simulate
-from medimg_utils.knee.dataset import DIAGNOSES, SERIES, read_mrnet, verify_mrnet
+from medimg_utils.knee.dataset import DIAGNOSES, SERIES, read_mrnet, verify
 from medimg_utils.knee.simulate import (
     HELD_OUT,
     LAB_TESTS,
@@ -111,7 +111,8 @@ def test_a_finished_release_is_not_touched(small, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 5}, {"train": 3}, {"anatomies": ("knee2",)}, {"habitus": ("lean",)}]
+    "change",
+    [{"seed": 5}, {"train": 3}, {"anatomies": ("knee2",)}, {"habitus": ("lean",)}],
 )
 def test_other_settings_in_the_same_folder_are_refused(small, change):
     before = fingerprint(small)
@@ -127,7 +128,9 @@ def test_an_older_version_is_made_anew(small, tmp_path, monkeypatch):
     (out / "simulation.json").write_text(json.dumps(old))
     made = []
     monkeypatch.setattr(
-        simulate, "simulate_release", lambda out, *a, **k: made.append(out.exists()) or out
+        simulate,
+        "simulate_release",
+        lambda out, *a, **k: made.append(out.exists()) or out,
     )
     assert ensure_release("tiny", settings) == out / "MRNet-v1.0"
     assert made == [False]
@@ -140,7 +143,7 @@ def test_an_older_version_is_made_anew(small, tmp_path, monkeypatch):
 
 def test_the_reader_of_the_release_finds_nothing_wrong(tiny):
     release = tiny / "MRNet-v1.0"
-    assert not [p for check in verify_mrnet(release, False) for p in check.problems]
+    assert not [p for check in verify("mrnet", release) for p in check.problems]
     facts = truth(tiny)
     for split, count in (("train", 16), ("valid", 8)):
         exams = read_mrnet(release, split)
@@ -186,9 +189,9 @@ def test_grey_values_are_spread_like_real_ones(tiny):
     for series, wanted in real.items():
         found = [
             np.quantile(
-                np.load(
-                    tiny / "MRNet-v1.0" / row["split"] / series / f"{exam}.npy"
-                )[::3, ::2, ::2],
+                np.load(tiny / "MRNet-v1.0" / row["split"] / series / f"{exam}.npy")[
+                    ::3, ::2, ::2
+                ],
                 (0.25, 0.5, 0.75, 0.95),
             )
             for exam, row in facts.items()
@@ -206,7 +209,11 @@ def test_labels_are_as_frequent_and_go_together_as_in_the_release():
     assert groups == TRAIN_MIX
     for split, wanted in (("train", (913, 208, 397)), ("valid", (95, 54, 52))):
         found = tuple(
-            sum(name in simulate.GROUPS[group] for s, group in schedule.values() if s == split)
+            sum(
+                name in simulate.GROUPS[group]
+                for s, group in schedule.values()
+                if s == split
+            )
             for name in ("abnormal", "acl", "meniscus")
         )
         assert found == wanted
