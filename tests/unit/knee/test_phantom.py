@@ -49,7 +49,7 @@ def test_the_limb_is_closed_and_lies_within_the_grid(knee):
         assert not side.any()
     inside = body[:, :, 40:-40:40]
     for k in range(inside.shape[2]):
-        pieces, count = ndi.label(inside[:, :, k])
+        _, count = ndi.label(inside[:, :, k])
         assert count == 1
         assert ndi.binary_fill_holes(inside[:, :, k]).sum() == inside[:, :, k].sum()
         rim = inside[:, :, k] & ~ndi.binary_erosion(inside[:, :, k])
@@ -139,9 +139,9 @@ def test_a_heavy_limb_has_more_fat_than_a_lean_one():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(InputError, match="unknown anatomy 'knee9'.*knee1"):
+    with pytest.raises(InputError, match=r"unknown anatomy 'knee9'.*knee1"):
         prepare(["knee9"])
-    with pytest.raises(InputError, match="unknown habitus 'tall'.*lean"):
+    with pytest.raises(InputError, match=r"unknown habitus 'tall'.*lean"):
         load_knee("knee1", "tall")
     with pytest.raises(InputError, match="unknown habitus 'tall'"):
         prepare(["knee1"], habitus=["tall"])
