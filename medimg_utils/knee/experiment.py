@@ -156,7 +156,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "paper": Experiment(),
     "lab": Experiment(
         size="lab",
-        crop=224,
+        crop=176,
         backbone="squeezenet",
         shared=True,
         gain=5.0,
