@@ -15,6 +15,7 @@ from medimg_utils.brain.dataset import load, read_brats, read_case
 from medimg_utils.brain.experiment import (
     EXPERIMENTS,
     FAULTS,
+    REHEARSE,
     STAGES,
     Experiment,
     compare_modes,
@@ -33,7 +34,7 @@ from medimg_utils.experiments import describe
 from medimg_utils.io import ImageError
 from medimg_utils.release import DatasetError
 from medimg_utils.splits import LeakError
-from medimg_utils.training import BEST, RunError, load_tensors
+from medimg_utils.training import BEST, RunError, load_tensors, read_log
 
 TOY = replace(
     EXPERIMENTS["tiny"],
@@ -42,10 +43,12 @@ TOY = replace(
     find_width=4,
     segment_width=4,
     find_epochs=14,
+    rehearse_epochs=3,
     segment_epochs=2,
     one_pass_epochs=1,
     find_rate=1e-2,
     side=12,
+    rehearse_side=24,
     least=2,
     statistics_patches=2,
 )
@@ -97,6 +100,8 @@ def test_settings_cannot_be_changed_or_misnamed():
         get_experiment("tiny", epochs=0)
     short = get_experiment("tiny", epochs=3)
     assert short.find_epochs == short.segment_epochs == short.one_pass_epochs == 3
+    assert short.rehearse_epochs == 3
+    assert get_experiment("paper", epochs=3).rehearse_epochs == 0
 
 
 def test_the_faults_are_named():
@@ -105,9 +110,16 @@ def test_the_faults_are_named():
 
 
 def test_the_rate_falls_with_each_epoch():
-    schedule = exponential(0.985)
-    assert schedule(5, 10, 1e-3, []) == 1e-3
-    assert schedule(0, 10, 1e-3, [{}] * 300) == pytest.approx(1e-3 * 0.985**300)
+    per_epoch = 7
+    steps = 300 * per_epoch
+    for epoch in (0, 1, 150, 299):  # at the paper's length: once an epoch
+        rates = {
+            exponential(0.985)(epoch * per_epoch + k, steps, 1e-3, [])
+            for k in range(per_epoch)
+        }
+        assert rates == {1e-3 * 0.985**epoch}
+    last = exponential(0.985)(49, 50, 1e-3, [])
+    assert last == pytest.approx(1e-5, rel=0.2)  # a short run falls as deep
 
 
 # ---------------------------------------------------------------------------------- split
@@ -161,6 +173,16 @@ def test_step_2_has_learned_something(run):
     assert losses[-1] < losses[0] < 0.95
 
 
+def test_step_2_starts_from_its_rehearsal(run):
+    rehearsed = load_tensors(run / REHEARSE / BEST)[0]
+    step_2 = load_tensors(run / "segment" / BEST)[0]
+    assert set(step_2) == set(rehearsed)
+    for name, value in rehearsed.items():
+        assert 0 <= (step_2[name] - value).abs().max() < 0.2, name
+    losses = [row["loss"] for row in read_log(run / REHEARSE)]
+    assert losses[-1] < losses[0]
+
+
 def test_the_one_pass_network_starts_from_step_2(run):
     step_2 = load_tensors(run / "segment" / BEST)[0]
     one_pass = load_tensors(run / "one-pass" / BEST)[0]
@@ -171,7 +193,14 @@ def test_the_one_pass_network_starts_from_step_2(run):
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, brats, monkeypatch):
-    small = replace(TOY, find_epochs=2, segment_epochs=1, segment_width=1, side=4)
+    small = replace(
+        TOY,
+        find_epochs=2,
+        rehearse_epochs=1,
+        segment_epochs=1,
+        segment_width=1,
+        side=4,
+    )
     train(brats, tmp_path / "whole", small, **FAST)
     calls = 0
     dice_loss = experiment.dice_loss
@@ -179,7 +208,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, brats, monkeypatch):
     def stopping(*arguments):
         nonlocal calls
         calls += 1
-        if calls == 9:  # in the middle of the last network
+        if calls == 16:  # in the middle of the last network
             raise KeyboardInterrupt
         return dice_loss(*arguments)
 
