@@ -57,6 +57,29 @@ def pneumothorax(
 
 
 @app.command()
+def knee(
+    out: Annotated[Path, typer.Option(help="Folder to write, in the MRNet layout.")],
+    train: Annotated[int, typer.Option(help="Exams of the training split.")],
+    valid: Annotated[int, typer.Option(help="Exams of the validation split.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")],
+    anatomy: Annotated[
+        list[str] | None,
+        typer.Option(help="Use only this knee; may be given more than once."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core.")] = None,
+) -> None:
+    """Knee MRI exams of three series, with labels of abnormality and tears."""
+    from medimg_utils.knee.simulate import ANATOMIES, Simulation, simulate_release
+
+    try:
+        plan = Simulation(train, valid, seed, anatomies=tuple(anatomy or ANATOMIES))
+        simulate_release(out, plan, workers=workers)
+    except (InputError, AnatomyError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
 def brain(
     out: Annotated[Path, typer.Option(help="Folder to write, in the BraTS layout.")],
     patients: Annotated[int, typer.Option(help="Patients, each with one tumour.")],

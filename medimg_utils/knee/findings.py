@@ -55,7 +55,7 @@ _FAT, _FLUID, _OEDEMA = "subcutaneous fat", "synovial fluid", "marrow oedema"
 #: What the codes of a healthy knee are made of.
 MATERIALS: dict[int, Material] = {
     Code.AIR: _material(),
-    Code.SKIN: _material(skin=1.0),
+    Code.SKIN: _material(skin=0.8),
     Code.FAT: _material(subcutaneous_fat=1.0),
     Code.DEEP_FAT: _material(subcutaneous_fat=0.95, muscle=0.05),
     Code.SEPTUM: _material(subcutaneous_fat=0.72, tendon=0.2, synovial_fluid=0.02),
@@ -81,10 +81,10 @@ MATERIALS: dict[int, Material] = {
     Code.GUTTER: _material(subcutaneous_fat=0.93, muscle=0.07),
     Code.RECESS: _material(subcutaneous_fat=0.95, muscle=0.05),
     Code.NOTCH: _material(subcutaneous_fat=0.70, muscle=0.22, synovial_fluid=0.03),
-    Code.GAP: _material(cartilage=0.55, synovial_fluid=0.08, subcutaneous_fat=0.25),
+    Code.GAP: _material(cartilage=0.50, synovial_fluid=0.06, subcutaneous_fat=0.30),
     Code.FLUID: _material(synovial_fluid=1.0),
     Code.ARTERY: _material(blood=0.06),
-    Code.VEIN: _material(blood=0.45),
+    Code.VEIN: _material(blood=1.0),
     Code.NERVE: _material(muscle=0.45, subcutaneous_fat=0.40, synovial_fluid=0.03),
     Code.PCL: _material(ligament=0.95, muscle=0.04),
     Code.STRAND: _material(subcutaneous_fat=0.7, tendon=0.22, synovial_fluid=0.02),
@@ -290,14 +290,16 @@ def _fill_with_fluid(
     canvas: Canvas, effusion: Finding | None, generator: np.random.Generator
 ) -> None:
     """Fluid up to a level in each space of the joint; every knee has some."""
-    healthy = generator.uniform(0.04, 0.26)
+    healthy = generator.uniform(0.04, 0.22)
     level = 0.0 if effusion is None else 0.36 + 0.62 * effusion.grade
     # fluid does not spread evenly: most of it lies above and beside the patella
     share = dict(zip(SPACES, (1.0, 0.85, 0.7, 0.75, 0.8), strict=True))
+    film = dict(zip(SPACES, (1.0, 0.5, 1.0, 1.0, 1.0), strict=True))
     extra = canvas.code({_FLUID: 1.0}, "", "abnormal")
     fill = canvas.knee.fill
     for space in SPACES:
-        normal = 255 * np.clip(healthy + generator.normal(0, 0.05), 0.02, 0.32)
+        normal = np.clip(healthy + generator.normal(0, 0.05), 0.02, 0.32)
+        normal *= 255 * film[space]
         high = 255 * level * share[space] * np.clip(generator.normal(1, 0.18), 0.5, 1.3)
         inside = canvas.knee.codes == space
         canvas.codes[inside & (fill <= normal)] = Code.FLUID
@@ -491,7 +493,7 @@ def _chronic_tear(
     mark = tube(GRID, curve, 4.0, 2.4, (0.55, -0.6, 0.5), margin=0.0)
     empty = (mark.distance < 0) & _is_soft(canvas, mark.box)
     part = canvas.codes[mark.box]
-    fluid = rough(GRID.part(mark.box), 4.0, generator) > 0.8 - 1.2 * finding.grade
+    fluid = rough(GRID.part(mark.box), 4.0, generator) > 1.6 - 1.2 * finding.grade
     part[empty] = canvas.code({_FAT: 0.6, "muscle": 0.3, _FLUID: 0.04}, "", "acl")
     part[empty & fluid] = canvas.code({_FLUID: 0.9}, "", "acl")
     if generator.random() < 0.6:
@@ -557,7 +559,7 @@ def _meniscal_tear(
         torn = np.abs(r - 0.68 + 0.06 * wave) * _WIDTH < gap / 2
         torn &= np.abs(a - middle) < 1.4 * reach
     own = meniscus.voxels[torn]
-    _blend(canvas, own, signal, {_FLUID: 0.85, _OEDEMA: 0.15}, "meniscus", generator)
+    _blend(canvas, own, signal, {_FLUID: 0.6, _OEDEMA: 0.35}, "meniscus", generator)
     halo = np.abs(a - middle) < 1.3 * reach
     halo &= ~torn & (np.abs(h - 0.5) * thick < 1.6) & (r > 0.2)
     if kind in ("horizontal", "complex"):

@@ -66,6 +66,11 @@ class HardTissue:
     cover: Array  # distance to bone and cartilage on the coarse grid
 
 
+def label_map(name: str) -> str:
+    """Name of an anatomy's label map in the registry."""
+    return name.replace("knee", "knee-labels")
+
+
 def read_hard_tissue(name: str, data_dir: Path | None) -> HardTissue:
     """Bones, cartilage and menisci of an anatomy: half a minute on one core.
 
@@ -74,7 +79,7 @@ def read_hard_tissue(name: str, data_dir: Path | None) -> HardTissue:
     name: ``"knee1"`` to ``"knee3"``.
     data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
     """
-    labels, spacing = anatomy.read_volume(name.replace("knee", "knee-labels"), data_dir)
+    labels, spacing = anatomy.read_volume(label_map(name), data_dir)
     medial, lateral = (
         np.argwhere(labels == _LABELS[f"{side} tibial cartilage"]).mean(0) * spacing
         for side in ("medial", "lateral")

@@ -82,7 +82,8 @@ class MRNet(nn.Module):
 
     def __init__(self, features: nn.Sequential, width: int, outputs: int = 1) -> None:
         super().__init__()
-        self.features = features
+        # convolutions of slices are two to five times as fast in this layout on a CPU
+        self.features = features.to(memory_format=torch.channels_last)
         self.classifier = nn.Linear(width, outputs)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
@@ -125,7 +126,8 @@ class MRNet(nn.Module):
     def feature_maps(self, slices: Tensor) -> Tensor:
         """(S, 1, H, W) grey levels 0 to 255 → (S, C, h, w); grey is repeated to RGB."""
         grey = to_network(slices)
-        return self.features(grey.expand(-1, self.colours, -1, -1))
+        colours = grey.expand(-1, self.colours, -1, -1)
+        return self.features(colours.contiguous(memory_format=torch.channels_last))
 
     def forward(self, exams: Sequence[Tensor]) -> Tensor:
         """B exams of (S, 1, H, W), S may differ → logits (B, outputs), float32."""

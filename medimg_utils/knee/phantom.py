@@ -6,7 +6,9 @@ label map and :mod:`.soft_tissue` laid around them.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,13 +18,14 @@ from numpy.typing import NDArray
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import atomic_path
-from medimg_utils.knee.hard_tissue import Meniscus, read_hard_tissue
+from medimg_utils.knee.hard_tissue import Meniscus, label_map, read_hard_tissue
 from medimg_utils.knee.soft_tissue import HABITUS, build
+from medimg_utils.physics import anatomy
 from medimg_utils.settings import get_settings
 
 ANATOMIES = ("knee1", "knee2", "knee3")
 #: Version of the prepared files: raise it when what they hold changes.
-VERSION = 1
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -46,38 +49,63 @@ class Knee:
     landmarks: dict[str, NDArray[np.float32]]
 
 
-def prepare(names: Iterable[str], data_dir: Path | None = None) -> None:
+def prepare(
+    names: Iterable[str],
+    data_dir: Path | None = None,
+    habitus: Iterable[str] = tuple(HABITUS),
+    workers: int = 1,
+) -> None:
     """Fetch and prepare knees, unless they are in the cache.
 
-    An anatomy takes about two minutes on one core and 3 GiB.
+    An anatomy takes about ten seconds on one core, each habitus of it seven more, and
+    3 GiB.
 
     Raises
     ------
     InputError
-        A name is not one of :data:`ANATOMIES`.
+        A name is not one of :data:`ANATOMIES`, or a habitus not one of ``HABITUS``.
     AnatomyError
         A label map cannot be fetched.
     """
+    names, builds = list(names), list(habitus)
     for name in names:
         if name not in ANATOMIES:
             raise InputError(
                 f"unknown anatomy {name!r}: use one of {', '.join(ANATOMIES)}"
             )
-        missing = [h for h in HABITUS if not _prepared_file(name, h, data_dir).exists()]
-        if missing:
-            hard = read_hard_tissue(name, data_dir)
-            for habitus in missing:
-                _save(_prepared_file(name, habitus, data_dir), build(hard, habitus))
+    for build_name in builds:
+        if build_name not in HABITUS:
+            raise InputError(
+                f"unknown habitus {build_name!r}: use one of {', '.join(HABITUS)}"
+            )
+    missing = {
+        name: [h for h in builds if not _prepared_file(name, h, data_dir).exists()]
+        for name in names
+    }
+    work = [(name, builds, data_dir) for name, builds in missing.items() if builds]
+    count = min(workers, len(work))
+    if count < 2:
+        for arguments in work:
+            _prepare(*arguments)
+        return
+    for name, _, _ in work:  # two processes must not fetch the same archive
+        anatomy.path(label_map(name), data_dir)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context) as pool:
+        for future in [pool.submit(_prepare, *arguments) for arguments in work]:
+            future.result()
+
+
+def _prepare(name: str, builds: list[str], data_dir: Path | None) -> None:
+    hard = read_hard_tissue(name, data_dir)
+    for habitus in builds:
+        _save(_prepared_file(name, habitus, data_dir), build(hard, habitus))
 
 
 @lru_cache(maxsize=3)
 def load_knee(name: str, habitus: str, data_dir: Path | None = None) -> Knee:
     """A prepared knee; see :func:`prepare` for errors and cost."""
-    if habitus not in HABITUS:
-        raise InputError(
-            f"unknown habitus {habitus!r}: use one of {', '.join(HABITUS)}"
-        )
-    prepare([name], data_dir)
+    prepare([name], data_dir, [habitus])
     with np.load(_prepared_file(name, habitus, data_dir)) as stored:
         arrays = {key: stored[key] for key in stored.files}
     menisci = {

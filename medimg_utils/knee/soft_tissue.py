@@ -352,7 +352,7 @@ def _limb(
     skin_fine, fascia_fine = _refine(outline), _refine(fascia)
     codes = np.zeros(GRID.shape, np.uint8)
     codes[skin_fine < 0] = Code.SKIN
-    codes[skin_fine < -1.6] = Code.FAT
+    codes[skin_fine < -1.3] = Code.FAT
     web = _web(GRID, 7.0, 0.05, generator, (1.0, 1.0, 2.0))
     codes[(codes == Code.FAT) & web] = Code.SEPTUM
     codes[fascia_fine < 0] = Code.FASCIA
@@ -363,8 +363,7 @@ def _limb(
     del skin_fine, fascia_fine
     first, second = _refine(first), _refine(second)
     codes[inside & (first < 0)] = Code.MUSCLE
-    codes[inside & (first < 0) & (second - first < 0.9)] = Code.DEEP_FAT
-    codes[inside & (first < 0) & (second - first < 0.35)] = Code.FASCIA
+    codes[inside & (first < 0) & (second - first < 1.1)] = Code.DEEP_FAT
     # fat between the fascicles, along the limb
     streak = rough(GRID, (2.2, 2.2, 16.0), generator)
     streak += 0.7 * rough(GRID, (9.0, 9.0, 30.0), generator)
@@ -411,6 +410,13 @@ def _muscles(
             for z, x, y, rx, ry, turn in table
         )
         part, distance = Column(rows).distance(grid)
+        # where a muscle ends in the limb it tapers into its tendon
+        low, high = min(row[0] for row in rows), max(row[0] for row in rows)
+        level = grid.axis(2)[part]
+        to_end = np.minimum(
+            np.where(low > -80, level - low, 99), np.where(high < 92, high - level, 99)
+        )
+        distance = distance + (bulk + 1.0) * (1 - ramp(to_end, 0, 12))
         a, b = first[:, :, part], second[:, :, part]
         nearer = distance < a
         b[...] = np.where(nearer, a, np.minimum(b, distance))
@@ -486,12 +492,12 @@ def _joint_spaces(
     lobules = _web(fine_grid, 6.0, 0.06, generator, (1.3, 1.0, 1.0))
     inner[(inner == Code.HOFFA) & lobules] = Code.STRAND
     inner[(np.abs(_refine(capsule) - 0.8) < 0.6) & free & ~pad] = Code.CAPSULE
-    space = space.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     soft = (free | _is(inner, Code.HOFFA, Code.CAPSULE)) & (inner != Code.MUSCLE)
     for code in SPACES:
         allowed = inner != Code.AIR if code in (Code.NOTCH, Code.GAP) else soft
-        inner[(space == code) & allowed] = code
-    order = _refine(np.clip(fill, 0.01, 1)) + 0.05 * rough(fine_grid, 3.0, generator)
+        blurred = ndi.gaussian_filter((space == code).astype(np.float32), 0.6)
+        inner[(_refine(blurred) > 0.5) & allowed] = code
+    order = _refine(np.clip(fill, 0.01, 1)) + 0.03 * rough(fine_grid, 4.0, generator)
     out = np.zeros(GRID.shape, np.uint8)
     out[fine_box] = np.clip(np.round(order * 255), 1, 255).astype(np.uint8)
     return out
@@ -537,18 +543,22 @@ def _spaces(
         fill[new] = np.broadcast_to(order, grid.shape)[new]
 
     # in the envelope: between the bones, between the condyles
-    narrow = (femur + np.minimum(tibia, patella) < 6.0) & envelope
+    narrow = (femur + np.minimum(tibia, patella) < 4.5 + fine) & envelope
     add(Code.GAP, narrow, 0.36 + 0.22 * fine)
-    notch = envelope & (np.abs(x + 1) < 15) & (z > -8) & (z < 34) & (y < 12)
-    add(Code.NOTCH, notch, 0.46 + 0.16 * noise + 0.2 * fine - 0.012 * (y + 10))
+    ragged = 1.5 * fine  # no space has straight borders
+    notch = envelope & (np.abs(x + 1) < 15 + ragged) & (y < 12 + ragged)
+    notch &= (z > -8 + ragged) & (z < 34 + ragged)
+    add(Code.NOTCH, notch, 0.46 + 0.18 * noise + 0.1 * fine - 0.012 * (y + 10))
     # behind the condyles
     recess = (femur < 5) & (y < -8) & (z > 0) & (z < 40) & (np.abs(np.abs(x) - 20) < 17)
     border = ramp(np.abs(z - 19), 10, 20) + ramp(np.abs(np.abs(x) - 20), 9, 16)
     add(Code.RECESS, recess, 0.42 + femur / 7 + 0.3 * noise + 0.6 * border)
     # beside the condyles, under the retinacula
-    beside = (np.abs(x) > 14) & (femur < 6.5) & (y > 4) & (z > 6) & (z < 54)
-    border = ramp(-y, -16, -5) + ramp(np.abs(z - 30), 12, 24)
-    order = 0.28 + femur / 8 + 0.3 * noise + 0.6 * border - 0.15 * ramp(y, 15, 35)
+    beside = (np.abs(x) > 14 + ragged) & (femur < 6.5) & (y > 4 + ragged)
+    beside &= (z > 6 + ragged) & (z < 54 + ragged)
+    border = ramp(-y + 3 * fine, -16, -5)
+    border = border + ramp(np.abs(z - 30 + 6 * noise + 0.2 * x), 10, 24)
+    order = 0.12 + femur / 7 + 0.2 * noise + 0.6 * border - 0.1 * ramp(y, 15, 35)
     add(Code.GUTTER, beside, order)
     # between quadriceps tendon and femur: a flat pouch, fullest in its middle
     base = marks["patella-base"]
@@ -560,7 +570,7 @@ def _spaces(
     side = np.abs(x - 3) / (27 - 9 * ramp(z, bottom + 10, top))
     rise = np.abs(z - (bottom + top) / 2) / ((top - bottom) / 2)
     reach = np.maximum(side, rise)
-    pouch = (off < 1) & (reach < 1) & (femur > 1.5)
+    pouch = (off < 1) & (reach < 1 + 0.06 * fine) & (femur > 1.5)
     order = np.maximum(0.12 + 0.8 * off, 0.15 + 0.85 * reach**3) + 0.12 * noise
     add(Code.POUCH, pouch, order)
     return space, fill

@@ -10,9 +10,9 @@ from enum import IntEnum
 
 from medimg_utils.knee.shapes import Grid
 
-GRID = Grid((-80.0, -85.0, -82.0), (320, 320, 352), 0.5)
+GRID = Grid((-76.0, -85.0, -82.0), (304, 352, 352), 0.5)
 #: The grid on which soft tissue is laid out: every second voxel of :data:`GRID`.
-COARSE = Grid(GRID.low, (160, 160, 176), 1.0)
+COARSE = Grid(GRID.low, (152, 176, 176), 1.0)
 
 
 class Code(IntEnum):
