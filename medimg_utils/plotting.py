@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: Of the classes of a label map, in the order of their values.
+LABELS = ("#56B4E9", "#F0E442", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
 TRUTH = "#E69F00"
 PREDICTION = "#56B4E9"
 
