@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,14 +163,71 @@ def simulate_release(
     AnatomyError
         The anatomy cannot be fetched.
     """
-    settings = json.loads(json.dumps(asdict(plan)))
+    return _write(out, plan, asdict(plan), _schedule(plan), workers, data_dir, progress)
+
+
+def simulate_exams(
+    out: Path,
+    plan: Simulation,
+    exams: Collection[str],
+    *,
+    workers: int | None = None,
+    data_dir: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write some exams of a release, and no others.
+
+    A simulated exam follows from its seed, so a few exams of a large release can be had
+    without the rest: their files are those that :func:`simulate_release` writes.
+
+    Parameters
+    ----------
+    out: folder to write; created.
+    plan: of the whole release.
+    exams: names of the wanted exams, ``"0042"``.
+    workers, data_dir, progress: see :func:`simulate_release`.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out``; the release is in its folder ``MRNet-v1.0``.
+
+    Raises
+    ------
+    InputError
+        The release has no exam of such a name.
+    """
+    schedule = _schedule(plan)
+    wanted = sorted(set(exams))
+    unknown = [exam for exam in wanted if exam not in schedule]
+    if unknown or not wanted:
+        raise InputError(
+            f"{len(unknown)} of {len(wanted)} exams are not of this simulation, e.g. "
+            f"{next(iter(unknown), 'none was named')}; it has other settings"
+        )
+    settings = {**asdict(plan), "written": wanted}
+    some = {exam: schedule[exam] for exam in wanted}
+    return _write(out, plan, settings, some, workers, data_dir, progress)
+
+
+def _write(
+    out: Path,
+    plan: Simulation,
+    settings: dict[str, Any],
+    schedule: Mapping[str, tuple[str, str]],
+    workers: int | None,
+    data_dir: Path | None,
+    progress: bool,
+) -> Path:
+    """Scan and write the exams of a schedule."""
+    settings = json.loads(json.dumps(settings))
     if not needs_work(out, settings, workers):
         return out
     prepare(plan.anatomies, data_dir, plan.habitus, workers or os.cpu_count() or 1)
     load_textures(data_dir)
     parts = [
         Part(exam, (plan, exam, split, group, out, data_dir))
-        for exam, (split, group) in _schedule(plan).items()
+        for exam, (split, group) in schedule.items()
     ]
 
     def finish(records: list[Any]) -> None:
