@@ -30,9 +30,10 @@ def luminance(colour: str) -> float:
 
 
 def test_mask_colours_stand_out_on_black() -> None:
-    classes = [colour for colour, _ in plotting.LABEL_STYLES]
-    for colour in (plotting.TRUTH, plotting.PREDICTION, *classes):
+    for colour in (plotting.TRUTH, plotting.PREDICTION):
         assert (luminance(colour) + 0.05) / 0.05 > 7
+    for colour, _ in plotting.LABEL_STYLES:  # a pattern helps
+        assert (luminance(colour) + 0.05) / 0.05 > 4.5
 
 
 def test_classes_differ_in_pattern_and_absent_ones_stay_in_the_legend() -> None:
