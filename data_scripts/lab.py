@@ -51,5 +51,28 @@ def knee(runs: Runs = Path("runs"), folds: Folds = None) -> None:
             typer.echo(f"{name:18} {diagnosis:9} AUC {area:.3f}")
 
 
+@app.command()
+def brain(runs: Runs = Path("runs"), folds: Folds = None) -> None:
+    """Two-step 3-D U-Net on simulated brains; what is done already is not done again."""
+    from medimg_utils.brain.lab import run_lab
+
+    try:
+        result = run_lab(runs, folds or [0])
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    for name, test in result["tests"].items():
+        values = "  ".join(
+            f"{region} {numbers['dice']['mean']:.3f}"
+            for region, numbers in test["regions"].items()
+        )
+        typer.echo(f"{name:18} Dice {values}")
+    for name, mode in result["inference"]["all modes"]["modes"].items():
+        typer.echo(
+            f"{name:18} {mode['times_as_fast']:.0f} times as fast, agreement "
+            f"{mode['agreement']:.3f}"
+        )
+
+
 if __name__ == "__main__":
     app()

@@ -754,7 +754,7 @@ class WholeBrains(_Volumes):
 
 
 class Patches(_Volumes):
-    """Step 2: patches around the tumour, 44 voxels wider than what is to be learnt.
+    """Step 2: patches around the tumour, wider than what is to be learnt by a border.
 
     Two kinds take turns. *Grid*: a place of a regular grid over the tumour's box where
     every class that the case has fills more than `least` voxels. *Random*: anywhere in the
@@ -766,13 +766,14 @@ class Patches(_Volumes):
         names: their ids.
         patches: of each case in an epoch.
         side: of the part that is learnt; 36 in the paper.
+        border: voxels that are seen around it; 44 are what step 2 loses.
         least: voxels of each class in a patch of the grid; 320 in the paper.
         around: voxels; 20 in the paper.
         grid_share: how many of the patches are of the grid.
         augmentation: strength; see `preprocess.augment`.
         seed: of places and augmentation.
 
-    Each item is a dict: `image` (5, side + 88, ...) float32, `target` (4, side, ...) share
+    Each item is a dict: `image` (5, side + 2 · border, ...) float32, `target` (4, side, ...) share
     of each class in each voxel, `image_id`.
     """
 
@@ -783,6 +784,7 @@ class Patches(_Volumes):
         *,
         patches: int = 1,
         side: int = SIDE,
+        border: int = BORDER,
         least: float = 320,
         around: int = 20,
         grid_share: float = 0.5,
@@ -792,6 +794,7 @@ class Patches(_Volumes):
         super().__init__(prepared, names, augmentation, seed)
         self.patches = patches
         self.side = side
+        self.border = border
         self.around = around
         self.grid_share = grid_share
         self.boxes = []
@@ -824,9 +827,9 @@ class Patches(_Volumes):
         case = index % len(self.prepared)
         one = self.prepared[case]
         start = self.start(case, generator)
-        outer = [first - BORDER for first in start]
+        outer = [first - self.border for first in start]
         channels = cut(
-            torch.from_numpy(one.channels), outer, [self.side + 2 * BORDER] * 3
+            torch.from_numpy(one.channels), outer, [self.side + 2 * self.border] * 3
         ).float()
         shares = cut(torch.from_numpy(_target(one)), start, [self.side] * 3) / 255
         channels, shares = augment(channels, shares, self.augmentation, generator)

@@ -56,12 +56,14 @@ from medimg_utils.brain.inference import (
     without_small_enhancing,
 )
 from medimg_utils.brain.models import (
+    BORDER,
     FixedNorm,
     PaddedUNet,
     UnpaddedUNet,
     dice_loss,
     find_loss,
     fix_statistics,
+    padded_twin,
 )
 from medimg_utils.brain.preprocess import Prepared
 from medimg_utils.errors import InputError
@@ -86,12 +88,14 @@ from medimg_utils.training import (
     LAST,
     Batch,
     RunError,
+    Schedule,
     fit,
     load_tensors,
     stable_seed,
 )
 
 STAGES = ("find", "segment", "one-pass")  # folders of a run, one a network
+REHEARSE = "rehearse"  # folder of what the second network may learn beforehand
 ENDINGS = ("_seg.nii.gz", ".json")  # of the files that predict writes
 LEAST_ENHANCING = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # cm³ to choose from
 
@@ -140,23 +144,33 @@ class Experiment:
     find_width: int = setting(16, paper=16, why="first level's channels in step 1")
     segment_width: int = setting(32, paper=32, why="first level's channels in step 2")
     find_epochs: int = setting(300, paper=300, why="passes of step 1")
+    rehearse_epochs: int = setting(
+        0,
+        paper=0,
+        why="passes that step 2 first learns with padding, on patches without a border: "
+        "on a CPU the only way to see enough of them",
+    )
     segment_epochs: int = setting(300, paper=300, why="passes of step 2")
     one_pass_epochs: int = setting(
         60,
         why="passes that step 2 goes on with fixed statistics, for the one-pass mode",
     )
     find_rate: float = setting(1e-3, paper=1e-3, why="Adam's learning rate in step 1")
+    rehearse_rate: float = setting(2e-3, why="Adam's learning rate when it rehearses")
     segment_rate: float = setting(
         5e-3, paper=5e-3, why="Adam's learning rate in step 2"
     )
     one_pass_rate: float = setting(5e-4, why="a tenth: these weights only adapt")
-    decay: float = setting(0.985, paper=0.985, why="of the learning rate, each epoch")
+    decay: float = setting(
+        0.985, paper=0.985, why="of the learning rate, in each 300th part of training"
+    )
     weight_decay: float = setting(1e-5, paper=1e-5, why="of Adam")
     find_batch: int = setting(1, why="whole brains differ in size")
     segment_batch: int = setting(2, paper=2, why="patches in a step")
     side: int = setting(
         SIDE, paper=SIDE, why="side of the part of a patch that is learnt"
     )
+    rehearse_side: int = setting(48, why="side of the patches that it rehearses on")
     least: float = setting(320, paper=320, why="voxels of each class in a grid patch")
     around: int = setting(
         20, paper=20, why="voxels around the tumour for random patches"
@@ -181,26 +195,30 @@ class Experiment:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "paper": Experiment(),
-    # Two cores of a CPU that computes in bfloat16 take about 0.1 s for a brain of step 1
-    # (4 mm, 60,000 voxels) and 0.8 s for a patch of step 2 (2 mm, 124³, half the width).
-    # With 200 training patients: step 1 40 × 200 × 0.1 s = 13 min, step 2 12 × 200 × 0.8 s
-    # = 32 min, one-pass 5 × 200 × 0.8 s = 13 min, validation 5 min: about an hour.
+    # One core of a CPU that computes in bfloat16 takes about 0.15 s for a brain of step 1
+    # (4 mm, 60,000 voxels), 0.25 s for a small patch of step 2 (2 mm, 48³, half the
+    # width) and 1.3 s for a patch with its border (124³). With 200 training patients:
+    # step 1 12 × 200 × 0.15 s = 6 min, rehearsal 20 × 200 × 0.25 s = 17 min, step 2 and
+    # one-pass 2 × 200 × 1.3 s = 9 min each: about three quarters of an hour.
     "lab": Experiment(
         size="lab",
         voxel=2.0,
         factor=2,
         margin=4,
         segment_width=16,
-        find_epochs=40,
-        segment_epochs=12,
-        one_pass_epochs=5,
-        segment_rate=2e-3,
-        decay=0.9,
+        find_epochs=12,
+        rehearse_epochs=20,
+        segment_epochs=2,
+        one_pass_epochs=2,
+        find_rate=2e-3,
+        segment_rate=5e-4,
         segment_batch=1,
         least=40,
         around=10,
         patches=1,
         augmentation=1.0,
+        folds=12,
+        validation_folds=11,
         validation_patches=1,
         statistics_patches=24,
     ),
@@ -212,13 +230,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         find_width=8,
         segment_width=8,
         find_epochs=12,
-        segment_epochs=10,
+        rehearse_epochs=12,
+        segment_epochs=4,
         one_pass_epochs=3,
         find_rate=3e-3,
-        segment_rate=3e-3,
-        decay=0.9,
+        rehearse_rate=5e-3,
+        segment_rate=2e-3,
         segment_batch=1,
         side=20,
+        rehearse_side=24,
         least=10,
         around=4,
         patches=1,
@@ -241,7 +261,11 @@ def get_experiment(size: str, *, epochs: int | None = None) -> Experiment:
     if epochs < 1:
         raise InputError(f"{epochs} epochs were asked for, but at least 1 is needed.")
     return replace(
-        chosen, find_epochs=epochs, segment_epochs=epochs, one_pass_epochs=epochs
+        chosen,
+        find_epochs=epochs,
+        rehearse_epochs=epochs if chosen.rehearse_epochs else 0,
+        segment_epochs=epochs,
+        one_pass_epochs=epochs,
     )
 
 
@@ -323,6 +347,7 @@ def train(
     | file | content |
     |---|---|
     | `find/`, `segment/`, `one-pass/` | what `medimg_utils.training.fit` writes |
+    | `rehearse/` | the same, where the settings ask for it |
     | `best.json` | settings, choices and survival models, once training has finished |
 
     Args:
@@ -340,7 +365,7 @@ def train(
         progress: show bars.
 
     Returns:
-        The training log of each of the `STAGES`, one row per epoch.
+        The training log of each of the `STAGES` (and of `REHEARSE`), one row per epoch.
     """
     chosen = get_experiment(experiment) if isinstance(experiment, str) else experiment
     out = Path(out)
@@ -396,12 +421,8 @@ def train(
         **options,
     )
     patches = _patches(training, parts.train, chosen, seed)
-    unseen_patches = _patches(
-        validation,
-        parts.validation,
-        replace(chosen, augmentation=0.0, patches=chosen.validation_patches),
-        0,
-    )
+    calm = replace(chosen, augmentation=0.0, patches=chosen.validation_patches)
+    unseen_patches = _patches(validation, parts.validation, calm, 0)
     options |= {
         "loss": lambda model, batch, done: dice_loss(
             model(batch["image"]), batch["target"]
@@ -410,6 +431,20 @@ def train(
         "batch_size": chosen.segment_batch,
     }
     segment = _initial(lambda: UnpaddedUNet(chosen.segment_width), seed + 1)
+    if chosen.rehearse_epochs:
+        small = {"side": chosen.rehearse_side, "border": 0}
+        close = _patches(training, parts.train, chosen, seed, **small)
+        unseen_close = _patches(validation, parts.validation, calm, 0, **small)
+        logs[REHEARSE] = fit(
+            padded_twin(segment),
+            close,
+            out=out / REHEARSE,
+            epochs=chosen.rehearse_epochs,
+            learning_rate=chosen.rehearse_rate,
+            **options
+            | {"validate": lambda model: validate_segment(model, unseen_close)},
+        )
+        segment.load_state_dict(load_tensors(out / REHEARSE / BEST)[0])
     logs["segment"] = fit(
         segment,
         patches,
@@ -435,11 +470,7 @@ def train(
     choices = choose_on_validation(
         networks, parts.validation, validation, progress=progress
     )
-    rows = [
-        _survival_row(case, load(case))
-        for case in parts.train + parts.validation
-        if _eligible(case)
-    ]
+    rows = survival_cohort(parts.train + parts.validation)
     n = {name: len(part) for name, part in parts._asdict().items()}
     write_json_atomic(
         (out / BEST).with_suffix(".json"),
@@ -462,17 +493,21 @@ def train(
     return logs
 
 
-def exponential(decay: float) -> Callable[..., float]:
-    """Learning rate that is multiplied with `decay` after every epoch.
+def exponential(decay: float, stairs: int = 300) -> Schedule:
+    """Learning rate that falls by the factor `decay`, again and again.
 
-    >>> exponential(0.5)(7, 100, 1.0, [{}, {}])
-    0.25
+    In the paper it falls after each of 300 epochs. A shorter run goes through the same 300
+    stairs, so that it also ends with a hundredth of the first rate.
+
+    >>> schedule = exponential(0.5, stairs=4)
+    >>> [schedule(step, 8, 1.0, []) for step in range(8)]
+    [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
     """
 
     def schedule(
         step: int, steps: int, peak: float, history: Sequence[Mapping[str, Any]]
     ) -> float:
-        return peak * decay ** len(history)
+        return peak * decay ** (stairs * step // steps)
 
     return schedule
 
@@ -497,13 +532,20 @@ def _brains(
 
 
 def _patches(
-    prepared: Sequence[Prepared], cases: Sequence[Case], chosen: Experiment, seed: int
+    prepared: Sequence[Prepared],
+    cases: Sequence[Case],
+    chosen: Experiment,
+    seed: int,
+    *,
+    side: int | None = None,
+    border: int = BORDER,
 ) -> Patches:
     return Patches(
         prepared,
         [case.case_id for case in cases],
         patches=chosen.patches,
-        side=chosen.side,
+        side=side or chosen.side,
+        border=border,
         least=chosen.least,
         around=chosen.around,
         grid_share=chosen.grid_share,
@@ -644,6 +686,15 @@ def _survival_row(
         _truth(scan) if labels is None else labels, brain, scan.spacing
     )
     return {"age": case.age, "days": case.survival, **found}
+
+
+def survival_cohort(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Age, days and image features from true masks, of the published kind of cohort.
+
+    Args:
+        cases: those without age, survival or gross total resection are left out.
+    """
+    return [_survival_row(case, load(case)) for case in cases if _eligible(case)]
 
 
 def _eligible(case: Case) -> bool:

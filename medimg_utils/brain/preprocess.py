@@ -296,22 +296,27 @@ def cut(volume: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
 def augment(
     channels: Tensor, target: Tensor, strength: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Swap left and right every second time; change gain and offset of each modality.
+    """Swap left and right every second time; change contrast and noise of each modality.
 
-    z-scores of the same tissue differ from scanner to scanner by 0.2 to 0.3. The offset
-    applies to the brain alone: the background stays 0.
+    z-scores of the same tissue differ from scanner to scanner by 0.2 to 0.3, and not in
+    proportion. All applies to the brain alone: the background stays 0.
 
     Args:
         channels: (4, D, H, W) z-scores.
         target: (C, d, h, w).
-        strength: 0 gives both back as they are; at 1, gains lie in 0.8 to 1.2 and offsets
-            in ±0.2.
+        strength: 0 gives both back as they are; at 1, gains lie in 0.8 to 1.2, offsets in
+            ±0.2, a bend of the grey scale of up to 0.08 (z² − 1) is added, and noise with
+            a standard deviation of up to 0.2.
         generator: decides.
     """
     if strength == 0:
         return channels, target
-    flip, *rest = torch.rand(9, generator=generator).tolist()
+    flip, *rest = torch.rand(17, generator=generator).tolist()
     if flip < 0.5:
         channels, target = channels.flip(1), target.flip(1)
-    gain, offset = (2 * torch.tensor(rest).reshape(2, 4, 1, 1, 1) - 1) * 0.2 * strength
-    return torch.where(channels == 0, channels, channels * (1 + gain) + offset), target
+    gain, offset, bend, noise = torch.tensor(rest).reshape(4, 4, 1, 1, 1) * strength
+    middle = strength / 2
+    grey = channels * (1 + 0.4 * (gain - middle)) + 0.4 * (offset - middle)
+    grey += 0.16 * (bend - middle) * (channels.clamp(-3, 3).square() - 1)
+    grey += 0.2 * noise * torch.randn(channels.shape, generator=generator)
+    return torch.where(channels == 0, channels, grey), target

@@ -18,6 +18,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
+import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -248,6 +250,8 @@ def _write(
 def ensure_release(size: str, settings: Settings | None = None) -> Path:
     """The simulated release of a run size, made on first use: :data:`RELEASES`.
 
+    What an older :data:`VERSION` of the simulation left there is made anew.
+
     Returns
     -------
     pathlib.Path
@@ -259,14 +263,32 @@ def ensure_release(size: str, settings: Settings | None = None) -> Path:
             f"{', '.join(RELEASES)}; for paper, point to the real release"
         )
     data = (settings or get_settings()).data
-    return simulate_release(data / f"brain-{size}", RELEASES[size], data_dir=data)
+    out = data / f"brain-{size}"
+    for file in (out / "simulation.json", out / "unfinished.json"):
+        if file.is_file() and _version(file) < VERSION:
+            shutil.rmtree(out)
+    return simulate_release(out, RELEASES[size], data_dir=data)
 
 
-#: Releases of the run sizes; ``lab-test`` holds other patients than ``lab``.
+def _version(file: Path) -> int:
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["version"])
+    except (ValueError, KeyError, TypeError):
+        return VERSION  # damaged: the simulation says so
+
+
+#: Releases of the run sizes.  ``lab-test`` holds other patients than ``lab``, whose
+#: resection and survival are all known; ``lab-survival`` is a large cohort without images.
 RELEASES = {
     "tiny": Simulation(patients=24, seed=1, spacing=4.0),
     "lab": Simulation(patients=240, seed=100, spacing=2.0),
-    "lab-test": Simulation(patients=40, seed=200, spacing=2.0),
+    "lab-test": Simulation(
+        patients=72,
+        seed=200,
+        spacing=2.0,
+        survival=Survival(known_rate=1.0, listed_rate=1.0),
+    ),
+    "lab-survival": Simulation(patients=600, seed=300, spacing=4.0, images=False),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medimg_utils.brain.experiment import EXPERIMENTS, Experiment, train
 from medimg_utils.brain.simulate import Simulation, simulate_release
 from medimg_utils.settings import get_settings
 
@@ -115,13 +117,15 @@ def write_case(
     return parent / name
 
 
-def write_release(root: Path, layout: str = "brats2018", patients: int = 10) -> Path:
+def write_release(
+    root: Path, layout: str = "brats2018", patients: int = 10, first: int = 0
+) -> Path:
     """Patients with survival times that fall with age, in one of the layouts."""
     random = np.random.default_rng(0)
     rows = []
-    for number in range(patients):
+    for number in range(first, first + patients):
         write_case(root, layout, number, enhancing=number % 5 != 4)
-        age = 35 + 4 * number
+        age = 35 + 4 * (number - first)
         days = 900 - 8 * age + random.normal(0, 40)
         status = "GTR" if number != 1 else "NA"
         name = NAMES.get(layout, "{}").format(number)
@@ -138,10 +142,45 @@ def brats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_release(tmp_path_factory.mktemp("brats"), patients=12)
 
 
+@pytest.fixture(scope="session")
+def toy() -> Experiment:
+    """Settings that train on toy patients in seconds."""
+    return replace(
+        EXPERIMENTS["tiny"],
+        voxel=6.0,
+        margin=1,
+        find_width=4,
+        segment_width=4,
+        find_epochs=14,
+        rehearse_epochs=3,
+        segment_epochs=2,
+        one_pass_epochs=1,
+        find_rate=1e-2,
+        side=12,
+        rehearse_side=24,
+        least=2,
+        statistics_patches=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, brats: Path, toy: Experiment) -> Path:
+    """Networks trained for seconds on toy patients; tests only read them."""
+    out = tmp_path_factory.mktemp("run")
+    train(brats, out, toy, accelerator="cpu", workers=0, progress=False)
+    return out
+
+
 @pytest.fixture(name="write_case")
 def _write_case() -> Callable[..., Path]:
     """The writer of single patients."""
     return write_case
+
+
+@pytest.fixture(scope="session", name="write_release")
+def _write_release() -> Callable[..., Path]:
+    """The writer of releases with survival times."""
+    return write_release
 
 
 @pytest.fixture(name="write_nifti")

@@ -15,6 +15,7 @@ from medimg_utils.brain.dataset import load, read_brats, read_case
 from medimg_utils.brain.experiment import (
     EXPERIMENTS,
     FAULTS,
+    REHEARSE,
     STAGES,
     Experiment,
     compare_modes,
@@ -33,31 +34,9 @@ from medimg_utils.experiments import describe
 from medimg_utils.io import ImageError
 from medimg_utils.release import DatasetError
 from medimg_utils.splits import LeakError
-from medimg_utils.training import BEST, RunError, load_tensors
+from medimg_utils.training import BEST, RunError, load_tensors, read_log
 
-TOY = replace(
-    EXPERIMENTS["tiny"],
-    voxel=6.0,
-    margin=1,
-    find_width=4,
-    segment_width=4,
-    find_epochs=14,
-    segment_epochs=2,
-    one_pass_epochs=1,
-    find_rate=1e-2,
-    side=12,
-    least=2,
-    statistics_patches=2,
-)
 FAST = {"accelerator": "cpu", "workers": 0, "progress": False}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, brats):
-    """Networks trained for seconds on toy patients."""
-    out = tmp_path_factory.mktemp("run")
-    train(brats, out, TOY, **FAST)
-    return out
 
 
 # ------------------------------------------------------------------------------- settings
@@ -97,6 +76,8 @@ def test_settings_cannot_be_changed_or_misnamed():
         get_experiment("tiny", epochs=0)
     short = get_experiment("tiny", epochs=3)
     assert short.find_epochs == short.segment_epochs == short.one_pass_epochs == 3
+    assert short.rehearse_epochs == 3
+    assert get_experiment("paper", epochs=3).rehearse_epochs == 0
 
 
 def test_the_faults_are_named():
@@ -105,19 +86,26 @@ def test_the_faults_are_named():
 
 
 def test_the_rate_falls_with_each_epoch():
-    schedule = exponential(0.985)
-    assert schedule(5, 10, 1e-3, []) == 1e-3
-    assert schedule(0, 10, 1e-3, [{}] * 300) == pytest.approx(1e-3 * 0.985**300)
+    per_epoch = 7
+    steps = 300 * per_epoch
+    for epoch in (0, 1, 150, 299):  # at the paper's length: once an epoch
+        rates = {
+            exponential(0.985)(epoch * per_epoch + k, steps, 1e-3, [])
+            for k in range(per_epoch)
+        }
+        assert rates == {1e-3 * 0.985**epoch}
+    last = exponential(0.985)(49, 50, 1e-3, [])
+    assert last == pytest.approx(1e-5, rel=0.2)  # a short run falls as deep
 
 
 # ---------------------------------------------------------------------------------- split
 
 
-def test_the_folds_cover_everyone_once(brats):
+def test_the_folds_cover_everyone_once(brats, toy):
     cases = read_brats(brats)
     tested = []
     for fold in range(5):
-        parts = split(cases, TOY, fold)
+        parts = split(cases, toy, fold)
         patients = [{case.patient for case in part} for part in parts]
         assert not patients[0] & patients[1]
         assert not patients[0] & patients[2]
@@ -125,17 +113,17 @@ def test_the_folds_cover_everyone_once(brats):
         assert all(patients)
         tested += [case.case_id for case in parts.test]
     assert sorted(tested) == [case.case_id for case in cases]
-    assert split(cases, TOY) == split(cases, TOY, 0)
+    assert split(cases, toy) == split(cases, toy, 0)
     with pytest.raises(InputError, match="0 to 4"):
-        split(cases, TOY, 5)
+        split(cases, toy, 5)
 
 
 # ---------------------------------------------------------------- train, evaluate, predict
 
 
-def test_a_run_can_be_loaded(run):
+def test_a_run_can_be_loaded(run, toy):
     loaded = load_run(run)
-    assert loaded.experiment == TOY
+    assert loaded.experiment == toy
     assert loaded.mode in ("fast", "one-pass")
     norms = [m for m in loaded.networks.one_pass.modules() if isinstance(m, FixedNorm)]
     assert norms
@@ -161,6 +149,16 @@ def test_step_2_has_learned_something(run):
     assert losses[-1] < losses[0] < 0.95
 
 
+def test_step_2_starts_from_its_rehearsal(run):
+    rehearsed = load_tensors(run / REHEARSE / BEST)[0]
+    step_2 = load_tensors(run / "segment" / BEST)[0]
+    assert set(step_2) == set(rehearsed)
+    for name, value in rehearsed.items():
+        assert 0 <= (step_2[name] - value).abs().max() < 0.2, name
+    losses = [row["loss"] for row in read_log(run / REHEARSE)]
+    assert losses[-1] < losses[0]
+
+
 def test_the_one_pass_network_starts_from_step_2(run):
     step_2 = load_tensors(run / "segment" / BEST)[0]
     one_pass = load_tensors(run / "one-pass" / BEST)[0]
@@ -170,8 +168,15 @@ def test_the_one_pass_network_starts_from_step_2(run):
         assert 0 <= change < 0.2, name
 
 
-def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, brats, monkeypatch):
-    small = replace(TOY, find_epochs=2, segment_epochs=1, segment_width=1, side=4)
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, brats, monkeypatch, toy):
+    small = replace(
+        toy,
+        find_epochs=2,
+        rehearse_epochs=1,
+        segment_epochs=1,
+        segment_width=1,
+        side=4,
+    )
     train(brats, tmp_path / "whole", small, **FAST)
     calls = 0
     dice_loss = experiment.dice_loss
@@ -179,7 +184,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, brats, monkeypatch):
     def stopping(*arguments):
         nonlocal calls
         calls += 1
-        if calls == 9:  # in the middle of the last network
+        if calls == 16:  # in the middle of the last network
             raise KeyboardInterrupt
         return dice_loss(*arguments)
 
@@ -202,17 +207,17 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, brats, monkeypatch):
         assert all(torch.equal(first[name], second[name]) for name in first), stage
 
 
-def test_a_release_without_masks_cannot_be_trained_on(tmp_path, write_case):
+def test_a_release_without_masks_cannot_be_trained_on(tmp_path, write_case, toy):
     folder = write_case(tmp_path, "brats2021", 1)
     (folder / f"{folder.name}_seg.nii.gz").unlink()
     with pytest.raises(DatasetError, match="training needs them"):
-        train(tmp_path, tmp_path / "run", TOY, **FAST)
+        train(tmp_path, tmp_path / "run", toy, **FAST)
 
 
-def test_evaluate_measures_unseen_patients_only(run, brats, tmp_path):
+def test_evaluate_measures_unseen_patients_only(run, brats, tmp_path, toy):
     out = tmp_path / "metrics.json"
     answer = evaluate(brats, run, out=out, draws=20, progress=False)
-    held_out = split(read_brats(brats), TOY).test
+    held_out = split(read_brats(brats), toy).test
     assert [row["case_id"] for row in answer["cases"]] == [c.case_id for c in held_out]
     stored = json.loads(out.read_text())
     for name in ("WT", "TC", "ET"):
@@ -232,8 +237,8 @@ def test_evaluate_measures_unseen_patients_only(run, brats, tmp_path):
         evaluate(brats, run, fold=1, progress=False)
 
 
-def test_evaluate_refuses_patients_that_were_trained_on(run, brats, tmp_path):
-    known = split(read_brats(brats), TOY).train[0].images[0].parent
+def test_evaluate_refuses_patients_that_were_trained_on(run, brats, tmp_path, toy):
+    known = split(read_brats(brats), toy).train[0].images[0].parent
     shutil.copytree(known, tmp_path / known.name)
     with pytest.raises(LeakError, match="every patient"):
         evaluate(tmp_path, run, progress=False)
@@ -292,8 +297,8 @@ def test_predictions_lie_on_the_input_and_speak_its_labels(
     assert "not for clinical use" in answer["survival"]["based_on"]
 
 
-def test_the_age_is_taken_from_the_release(run, brats, tmp_path):
-    case = split(read_brats(brats), TOY).test[0]
+def test_the_age_is_taken_from_the_release(run, brats, tmp_path, toy):
+    case = split(read_brats(brats), toy).test[0]
     (answer,) = predict(run, [case.images[0].parent], tmp_path, progress=False)
     low, high = answer["survival"]["interval_days"]
     assert low < answer["survival"]["days"] < high
@@ -349,7 +354,7 @@ def call(*words):
     return CliRunner().invoke(command.app, [str(word) for word in words])
 
 
-def test_the_commands_work_together(run, brats, tmp_path, monkeypatch):
+def test_the_commands_work_together(run, brats, tmp_path, monkeypatch, toy):
     trained = []
     monkeypatch.setattr(
         experiment,
@@ -373,7 +378,7 @@ def test_the_commands_work_together(run, brats, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "3 cases of 3 patients, mode one-pass" in done.output
     assert "ET: Dice" in done.output
-    folders = [case.images[0].parent for case in split(read_brats(brats), TOY).test[:2]]
+    folders = [case.images[0].parent for case in split(read_brats(brats), toy).test[:2]]
     done = call(
         "predict", "brain", "--run", run, *folders, "--out", tmp_path / "p", "--quiet"
     )

@@ -1,0 +1,239 @@
+"""The lab run: simulate, train, measure, and store what travels with the package.
+
+:func:`run_lab` is the only writer of the shipped networks and of the result
+``brain-lab``.  Each step that is already done is not done again, so it can be stopped and
+called anew.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from medimg_utils import pretrained, results
+from medimg_utils.brain import survival
+from medimg_utils.brain.dataset import read_brats
+from medimg_utils.brain.evaluation import REGIONS
+from medimg_utils.brain.experiment import (
+    REHEARSE,
+    STAGES,
+    Experiment,
+    compare_modes,
+    evaluate,
+    from_json,
+    survival_cohort,
+    train,
+)
+from medimg_utils.brain.simulate import ensure_release
+from medimg_utils.experiments import describe
+from medimg_utils.io import write_json_atomic
+from medimg_utils.training import BEST, LOG, load_tensors, read_log
+
+NAME = "brain-lab"
+UNSEEN = "unseen-patients"
+COMPARED = 8  # patients on whom the reference is computed too: minutes for each
+DIGITS = 4  # of the numbers of a single patient
+
+
+def run_lab(
+    runs: Path,
+    folds: Sequence[int] = (0,),
+    experiment: str | Experiment = "lab",
+    *,
+    compared: int = COMPARED,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train the lab size on the given folds, measure, and store networks and numbers.
+
+    The networks of the first fold are shipped.  They are measured on a release of new
+    patients, in the mode that their validation patients chose, and in the other quick
+    mode; on some of the new patients the slow reference is computed too.  The other
+    folds add their own held-out patients.
+
+    Args:
+        runs: folder that holds (or will hold) one run a fold.
+        folds: of the cross-validation; the first one's networks are shipped.
+        experiment: other settings than those of the size.
+        compared: new patients for whom the reference is computed.
+        progress: show bars.
+
+    Returns:
+        The stored result.
+    """
+    release = ensure_release("lab")
+    for fold in folds:
+        run = runs / f"{NAME}-fold{fold}"
+        if not (run / BEST).with_suffix(".json").is_file():
+            train(release, run, experiment, fold=fold, resume=True, progress=progress)
+    shipped = runs / f"{NAME}-fold{folds[0]}"
+    about = (shipped / BEST).with_suffix(".json")
+    pretrained.store(NAME, {stage: shipped / stage / BEST for stage in STAGES}, about)
+    other = ensure_release("lab-test")
+    unseen = _evaluate_once(shipped / f"{UNSEEN}.json", other, shipped, progress)
+    quick = _once(
+        shipped / "quick-modes.json",
+        lambda: compare_modes(
+            other, shipped, modes=("fast", "one-pass"), progress=progress
+        ),
+    )
+    modes = _once(
+        shipped / "modes.json",
+        lambda: compare_modes(other, shipped, limit=compared, progress=progress),
+    )
+    others = {}
+    for fold in folds[1:]:
+        run = runs / f"{NAME}-fold{fold}"
+        values = _evaluate_once(run / "held-out.json", release, run, progress)
+        others[str(fold)] = {key: values[key] for key in ("n", "regions")}
+    facts = json.loads(about.read_text(encoding="utf-8"))
+    training = _training(shipped, facts)
+    result = {
+        "headline": {
+            "hardware": results.hardware(unseen["about"]["device"]),
+            "minutes": training["minutes"],
+            "measures": {
+                f"Dice {name}": [
+                    unseen["regions"][name]["dice"]["mean"],
+                    *unseen["regions"][name]["dice"]["interval"],
+                ]
+                for name in REGIONS
+            },
+            "on": f"{unseen['n']['cases']} simulated brains of unseen patients",
+        },
+        "settings": describe(from_json(facts["experiment"])),
+        "training": training,
+        "folds": others,
+        "tests": {UNSEEN: unseen},
+        "inference": {"all modes": modes, "quick modes": quick},
+        "survival": {
+            "unseen patients": unseen["survival"],
+            "training release": _once(
+                shipped / "survival.json", lambda: _true_masks(release)
+            ),
+            "large cohort": _once(
+                shipped / "large-cohort.json",
+                lambda: recovered(ensure_release("lab-survival")),
+            ),
+        },
+        "about": {
+            **unseen["about"],
+            "n": {UNSEEN: unseen["n"]["cases"]},
+            "data": {UNSEEN: unseen["about"]["data"]},
+        },
+    }
+    results.save(NAME, result)
+    return result
+
+
+def _training(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Log, best epoch and weights of each network, and what validation chose."""
+    networks = {}
+    for stage in (STAGES[0], REHEARSE, *STAGES[1:]):
+        if not (run / stage / LOG).is_file():
+            continue  # settings without a rehearsal
+        history = read_log(run / stage)
+        tensors, stored = load_tensors(run / stage / BEST)
+        networks[stage] = {
+            "history": _rounded(history),
+            "best": stored["best"],
+            "weights": sum(value.numel() for value in tensors.values()),
+            "minutes": sum(row["seconds"] for row in history) / 60,
+        }
+    return {
+        "networks": networks,
+        "minutes": sum(network["minutes"] for network in networks.values()),
+        "patients": {name: len(ids) for name, ids in facts["patients"].items()},
+        "chosen_mode": facts["mode"],
+        "validation": facts["modes"],
+        "survival": facts["survival"],
+        "about": facts["about"],
+    }
+
+
+# ----------------------------------------------------------------------------- survival
+
+
+def _true_masks(release: Path) -> dict[str, Any]:
+    """The regressions on the patients of a release, with features from true masks."""
+    return survival.compare(survival_cohort(read_brats(release)))
+
+
+def recovered(release: Path) -> dict[str, Any]:
+    """Does a regression find the coefficients that survival was simulated with?
+
+    All simulated patients take part, also those whose survival the release's table does
+    not list, with the true volumes and the true resection.
+
+    Args:
+        release: a simulated one.
+
+    Returns:
+        `coefficients` (name → `true`, `estimate`, `interval` at 95 %, `inside`) and
+        `leave_one_out` scores of all regressions on the patients with gross total
+        resection.
+    """
+    with (release / "simulation-truth.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    plan = json.loads((release / "simulation.json").read_text(encoding="utf-8"))
+    names = survival.VARIANTS["all"]
+    rows = [
+        {name: float(row[name]) for name in (*names, "days")}
+        | {"gross_total": float(row["resection"] == "GTR")}
+        for row in table
+    ]
+    found = survival.fit_linear(rows, (*names, "gross_total")).intervals(0.95)
+    keys = {name: name.split("_")[0] for name in names} | {"gross_total": "gross_total"}
+    coefficients = {}
+    for name, key in keys.items():
+        true = plan["survival"][key]
+        value, low, high = found[name]
+        coefficients[name] = {
+            "true": true,
+            "estimate": value,
+            "interval": [low, high],
+            "inside": bool(low <= true <= high),
+        }
+    removed = [row for row in rows if row["gross_total"]]
+    return {
+        "n": len(rows),
+        "coefficients": coefficients,
+        "leave_one_out": survival.compare(removed),
+    }
+
+
+# ------------------------------------------------------------------------------ storing
+
+
+def _once(file: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the file holds; measured and written where there is none."""
+    if not file.is_file():
+        write_json_atomic(file, measure())
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _evaluate_once(
+    file: Path, release: Path, run: Path, progress: bool
+) -> dict[str, Any]:
+    """Evaluate unless the answer is stored already; short rows, with what is known."""
+    truth = release / "simulation-truth.csv"
+    answer = _once(file, lambda: evaluate(release, run, truth=truth, progress=progress))
+    with truth.open(newline="", encoding="utf-8") as stream:
+        known = {row["BraTS18ID"]: row for row in csv.DictReader(stream)}
+    told = ("location", "side", "pattern", "foci", "satellites")
+    answer["cases"] = [
+        _rounded(case) | {key: known[case["case_id"]][key] for key in told}
+        for case in answer["cases"]
+    ]
+    return answer
+
+
+def _rounded(values: Any) -> Any:
+    """Numbers with few digits, however deep they lie."""
+    if isinstance(values, dict):
+        return {key: _rounded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    return float(f"{values:.{DIGITS}g}") if isinstance(values, float) else values

@@ -1,0 +1,150 @@
+import csv
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from medimg_utils import pretrained, results
+from medimg_utils.brain import lab
+from medimg_utils.brain.dataset import read_brats
+from medimg_utils.brain.experiment import STAGES, load_run
+from medimg_utils.brain.lab import recovered, run_lab
+from medimg_utils.brain.simulate import Survival
+from medimg_utils.errors import InputError
+
+SCRIPT = Path(lab.__file__).parents[2] / "data_scripts" / "lab.py"
+
+
+def write_truth(folder, names):
+    """What a simulation would know of toy patients."""
+    columns = ("BraTS18ID", "location", "side", "pattern", "foci", "satellites")
+    with (folder / "simulation-truth.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for place, name in enumerate(names):
+            writer.writerow([name, "insula", "left", ["ring", "none"][place % 2], 1, 0])
+
+
+def write_cohort(folder, n=80, age=-6.5, scatter=15.0):
+    """Tables of a large cohort whose survival follows the simulation's own formula."""
+    random = np.random.default_rng(3)
+    model = Survival(least=-1e9)
+    columns = ["age", "distance_mm", "core_cm3", "oedema_cm3", "enhancing_cm3"]
+    folder.mkdir()
+    with (folder / "simulation-truth.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["BraTS18ID", *columns, "resection", "days"])
+        writer.writeheader()
+        for k in range(n):
+            values = random.normal([60, 43, 24, 52, 19], [12, 6, 15, 30, 10])
+            row = dict(zip(columns, values.tolist(), strict=True))
+            row |= {"resection": "GTR" if k % 3 else "STR"}
+            days = model.mean(row) + random.normal(0, scatter)
+            writer.writerow({"BraTS18ID": k, **row, "days": days})
+    told = {"survival": {**model.__dict__, "age": age}}
+    (folder / "simulation.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory, run, brats, write_release):
+    """One lab run on toys, with networks that are trained already."""
+    root = tmp_path_factory.mktemp("lab")
+    other = write_release(root / "other", patients=9, first=100)
+    write_truth(other, [case.case_id for case in read_brats(other)])
+    releases = {
+        "lab": brats,
+        "lab-test": other,
+        "lab-survival": write_cohort(root / "cohort"),
+    }
+    shutil.copytree(run, root / "runs" / "brain-lab-fold0")
+    for folder in ("pretrained", "results"):
+        (root / folder).mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab, "ensure_release", releases.__getitem__)
+        patch.setattr(pretrained, "FOLDER", root / "pretrained")
+        patch.setattr(results, "FOLDER", root / "results")
+        result = run_lab(root / "runs", compared=1, progress=False)
+        again = run_lab(root / "runs", compared=1, progress=False)
+    assert json.dumps(again) == json.dumps(result)
+    return root, result
+
+
+def test_the_result_says_all_that_the_pages_show(stored):
+    root, _ = stored
+    read = results.load("brain-lab", root / "results")
+    unseen = read["tests"]["unseen-patients"]
+    assert unseen["n"] == {"cases": 9, "patients": 9}
+    for name in ("WT", "TC", "ET"):
+        mean, low, high = read["headline"]["measures"][f"Dice {name}"]
+        assert mean == pytest.approx(
+            np.mean([case[name]["dice"] for case in unseen["cases"]]), abs=1e-3
+        )
+        assert low <= mean <= high
+        assert unseen["regions"][name]["hausdorff95_mm"]["interval"]
+    assert unseen["subgroups"]["pattern"]["ring"]["n"] == 5
+    assert unseen["cases"][0]["location"] == "insula"
+    assert set(read["training"]["networks"]) == {*STAGES, "rehearse"}
+    for network in read["training"]["networks"].values():
+        assert len(network["history"]) >= network["best"]["epoch"] > 0
+        assert network["weights"] > 0
+    inference = read["inference"]
+    assert inference["all modes"]["n"] == 1
+    assert set(inference["all modes"]["modes"]) == {"reference", "fast", "one-pass"}
+    assert inference["quick modes"]["n"] == 9
+    assert set(inference["quick modes"]["modes"]) == {"fast", "one-pass"}
+    assert read["survival"]["training release"]["n"] == 11
+    assert read["survival"]["unseen patients"]["predicted_masks"]["n"] == 9
+    assert read["about"]["data"]["unseen-patients"]["folder"] == "other"
+
+
+def test_the_networks_travel_with_the_package(stored, monkeypatch):
+    root, _ = stored
+    monkeypatch.setattr(pretrained, "FOLDER", root / "pretrained")
+    assert pretrained.names() == ["brain-lab"]
+    assert load_run("lab").facts["mode"] in ("fast", "one-pass")
+
+
+def test_a_stopped_lab_run_goes_on(stored):
+    root, result = stored
+    kept = {path.name for path in (root / "runs" / "brain-lab-fold0").glob("*.json")}
+    assert {"unseen-patients.json", "modes.json", "quick-modes.json"} <= kept
+    table = result["survival"]["training release"]
+    assert table["age"]["mse"] < table["mean"]["mse"]  # toys die of age
+
+
+def test_coefficients_are_recovered_where_they_are_true(tmp_path):
+    found = recovered(write_cohort(tmp_path / "a", n=120))
+    assert found["n"] == 120
+    assert found["leave_one_out"]["n"] == 80
+    assert found["leave_one_out"]["all"]["mse"] < found["leave_one_out"]["age"]["mse"]
+    for name, row in found["coefficients"].items():
+        low, high = row["interval"]
+        assert low <= row["estimate"] <= high
+        assert row["estimate"] == pytest.approx(row["true"], abs=25), name
+    assert sum(row["inside"] for row in found["coefficients"].values()) >= 5
+    wrong = recovered(write_cohort(tmp_path / "b", n=120, age=+6.5))
+    assert not wrong["coefficients"]["age"]["inside"]
+
+
+def test_the_command_tells_the_scores(stored, monkeypatch, tmp_path):
+    _, result = stored
+    spec = importlib.util.spec_from_file_location("lab_script", SCRIPT)
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    monkeypatch.setattr(lab, "run_lab", lambda runs, folds: result)
+    done = CliRunner().invoke(command.app, ["brain", "--runs", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "unseen-patients" in done.output
+    assert "times as fast" in done.output
+
+    def fail(runs, folds):
+        raise InputError("no such fold")
+
+    monkeypatch.setattr(lab, "run_lab", fail)
+    done = CliRunner().invoke(command.app, ["brain"])
+    assert done.exit_code == 1
+    assert "error: no such fold" in done.output
