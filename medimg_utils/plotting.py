@@ -22,6 +22,8 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: Of the classes of a label map, in the order of their values.
+LABELS = ("#56B4E9", "#F0E442", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
 TRUTH = "#E69F00"
 PREDICTION = "#56B4E9"
 # colour and pattern of classes, in the order in which they are named

@@ -5,6 +5,8 @@ file, which draws and computes.
 """
 
 from medimg_utils.viewers.mask_overlay import MaskOverlayViewer
+from medimg_utils.viewers.planes import PlanesViewer
+from medimg_utils.viewers.series import SeriesViewer
 from medimg_utils.viewers.threshold_explorer import ThresholdExplorer
 
-__all__ = ["MaskOverlayViewer", "ThresholdExplorer"]
+__all__ = ["MaskOverlayViewer", "PlanesViewer", "SeriesViewer", "ThresholdExplorer"]
