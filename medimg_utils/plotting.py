@@ -26,8 +26,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LABELS = ("#56B4E9", "#F0E442", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
 TRUTH = "#E69F00"
 PREDICTION = "#56B4E9"
-# colour and pattern of classes, in the order in which they are named
-LABEL_STYLES = (("#CC79A7", "xxx"), ("#56B4E9", "..."), ("#E69F00", "///"))
+HATCHES = ("xxx", "...", "///")  # of the classes, beside their colours
 
 
 def show_image(
@@ -116,11 +115,11 @@ def overlay_labels(
     >>> handles[0].get_label()
     'diagonal'
     """
-    if len(names) > len(LABEL_STYLES):
-        raise ValueError(f"{len(names)} classes, but at most {len(LABEL_STYLES)}")
+    if len(names) > len(HATCHES):
+        raise ValueError(f"{len(names)} classes, but at most {len(HATCHES)}")
     values, handles = np.asarray(labels), []
-    for (value, name), (colour, hatch) in zip(
-        names.items(), LABEL_STYLES, strict=False
+    for (value, name), colour, hatch in zip(
+        names.items(), LABELS, HATCHES, strict=False
     ):
         part = (values == value).astype(float)
         if part.any():
