@@ -26,6 +26,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LABELS = ("#56B4E9", "#F0E442", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
 TRUTH = "#E69F00"
 PREDICTION = "#56B4E9"
+HATCHES = ("xxx", "...", "///")  # of the classes, beside their colours
 
 
 def label_colours(count: int) -> list[str]:
@@ -113,6 +114,51 @@ def overlay(
             linewidths=1.2,
             linestyles="dashed",
         )
+
+
+def overlay_labels(
+    axes: Axes,
+    labels: npt.ArrayLike,
+    names: Mapping[int, str],
+    *,
+    dashed: bool = False,
+) -> list[Patch]:
+    """Draw a map of up to three classes over an image, each with colour and pattern.
+
+    Args:
+        axes: where to draw.
+        labels: (H, W) class of each pixel; values without a name are left out.
+        names: value to name, in the order of the legend.
+        dashed: outlines as of a prediction.
+
+    Returns:
+        One handle a class for a legend, whether or not the class is in the picture.
+
+    >>> handles = overlay_labels(Figure().subplots(), np.eye(4), {1: "diagonal"})
+    >>> handles[0].get_label()
+    'diagonal'
+    """
+    if len(names) > len(HATCHES):
+        raise ValueError(f"{len(names)} classes, but at most {len(HATCHES)}")
+    values, handles = np.asarray(labels), []
+    for (value, name), colour, hatch in zip(
+        names.items(), LABELS, HATCHES, strict=False
+    ):
+        part = (values == value).astype(float)
+        if part.any():
+            filled = axes.contourf(
+                part, levels=[0.5, 1.5], colors="none", hatches=[hatch]
+            )
+            filled.set_edgecolor(colour)
+            filled.set_linewidth(0)
+            line = "dashed" if dashed else "solid"
+            axes.contour(
+                part, levels=[0.5], colors=[colour], linewidths=1.2, linestyles=line
+            )
+        handles.append(
+            Patch(facecolor="none", edgecolor=colour, hatch=hatch, label=name)
+        )
+    return handles
 
 
 def gallery(

@@ -20,7 +20,7 @@ import gzip
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,14 +168,70 @@ def simulate_release(
     AnatomyError
         The anatomy cannot be fetched.
     """
-    settings = asdict(plan)
+    return _write(
+        out, plan, asdict(plan), range(plan.patients), workers, data_dir, progress
+    )
+
+
+def simulate_cases(
+    out: Path,
+    plan: Simulation,
+    case_ids: Collection[str],
+    *,
+    workers: int | None = None,
+    data_dir: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write some patients of a release, and no others.
+
+    A simulated patient follows from the seed, so a few of a large release can be had
+    without the rest: the files are those that :func:`simulate_release` writes.
+
+    Parameters
+    ----------
+    out: folder to write; created.
+    plan: of the whole release.
+    case_ids: of the wanted patients.
+    workers, data_dir, progress: see :func:`simulate_release`.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out``.
+
+    Raises
+    ------
+    InputError
+        The release holds no patient of such a name.
+    """
+    owner = {_case_id(plan, index): index for index in range(plan.patients)}
+    unknown = sorted(set(case_ids) - set(owner))
+    if unknown or not case_ids:
+        raise InputError(
+            f"{len(unknown)} of {len(case_ids)} cases are not of this simulation, e.g. "
+            f"{next(iter(unknown), 'none was named')}; it has other settings"
+        )
+    indices = sorted({owner[name] for name in case_ids})
+    settings = {**asdict(plan), "written": indices}
+    return _write(out, plan, settings, indices, workers, data_dir, progress)
+
+
+def _write(
+    out: Path,
+    plan: Simulation,
+    settings: dict[str, Any],
+    indices: Sequence[int],
+    workers: int | None,
+    data_dir: Path | None,
+    progress: bool,
+) -> Path:
     if not needs_work(out, to_json(settings), workers):
         return out
     prepare(data_dir)
     grades = _grades(plan)
     parts = [
-        Part(f"{index:06d}", (plan, index, grade, out, data_dir))
-        for index, grade in enumerate(grades)
+        Part(f"{index:06d}", (plan, index, grades[index], out, data_dir))
+        for index in indices
     ]
     write_in_parts(
         out,
@@ -252,6 +308,10 @@ class Case:
     protocol: Protocol
 
 
+def _case_id(plan: Simulation, index: int) -> str:
+    return f"Brats18_SIM{plan.seed:04d}_{index:05d}_1"
+
+
 def _grades(plan: Simulation) -> list[str]:
     """The grade of each patient: as many low-grade ones as the rate says."""
     generator = np.random.default_rng([plan.seed, 0])
@@ -273,7 +333,7 @@ def draw_case(plan: Simulation, index: int, grade: str) -> Case:
     patient = random_patient(age, generator)
     glioma = random_glioma(grade, generator)
     return Case(
-        case_id=f"Brats18_SIM{plan.seed:04d}_{index:05d}_1",
+        case_id=_case_id(plan, index),
         grade=grade,
         age=age,
         resection="GTR" if removed else "STR",

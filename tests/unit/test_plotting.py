@@ -32,6 +32,21 @@ def luminance(colour: str) -> float:
 def test_mask_colours_stand_out_on_black() -> None:
     for colour in (plotting.TRUTH, plotting.PREDICTION):
         assert (luminance(colour) + 0.05) / 0.05 > 7
+    for colour in plotting.LABELS[:3]:  # of overlay_labels, where a pattern helps
+        assert (luminance(colour) + 0.05) / 0.05 > 4.5
+
+
+def test_classes_differ_in_pattern_and_absent_ones_stay_in_the_legend() -> None:
+    axes = Figure().subplots()
+    labels = np.kron([[1, 2], [0, 4]], np.ones((4, 4)))
+    names = {1: "core", 3: "nowhere", 2: "oedema"}
+    handles = plotting.overlay_labels(axes, labels, names)
+    assert [handle.get_label() for handle in handles] == list(names.values())
+    assert len({handle.get_hatch() for handle in handles}) == 3
+    # an area and an outline for each of the two that are there; 4 has no name
+    assert len(axes.collections) == 4
+    with pytest.raises(ValueError, match="at most 3"):
+        plotting.overlay_labels(axes, labels, dict.fromkeys(range(4), "x"))
 
 
 def test_figure_carries_alt_text_and_caption(shown: list[dict]) -> None:

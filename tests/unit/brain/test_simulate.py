@@ -21,6 +21,7 @@ from medimg_utils.brain.simulate import (
     Simulation,
     Survival,
     ensure_release,
+    simulate_cases,
     simulate_release,
 )
 from medimg_utils.errors import InputError
@@ -84,6 +85,22 @@ def test_a_finished_release_is_not_touched(small, plan, monkeypatch):
     monkeypatch.setattr(simulate, "prepare", None)  # a call would fail
     assert simulate_release(small, plan, **QUIET) == small
     assert fingerprint(small) == before
+
+
+def test_some_patients_without_the_rest_are_the_same_bytes(small, plan, tmp_path):
+    wanted = rows(small / "simulation-truth.csv")[1]
+    name = wanted["BraTS18ID"]
+    simulate_cases(tmp_path / "one", plan, {name}, workers=1, **QUIET)
+    assert rows(tmp_path / "one" / "simulation-truth.csv") == [wanted]
+    place = f"{wanted['grade']}/{name}"
+    assert fingerprint(tmp_path / "one" / place) == fingerprint(small / place)
+
+
+def test_patients_of_another_release_are_refused(plan, tmp_path):
+    for names in ((), ("Brats18_SIM9999_00000_1",)):
+        with pytest.raises(InputError, match=f"of {len(names)} cases are not of this"):
+            simulate_cases(tmp_path / "none", plan, names, **QUIET)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
