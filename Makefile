@@ -47,8 +47,10 @@ student: $(BUILT) ## Build the website without the solutions: _build/student/_bu
 	$(BIN)/jupyter-book build book --config .cache/student/_config.yml \
 		--path-output _build/student -W --keep-going
 
-# Tests always run at the tiny size.
+# Tests always run at the tiny size. Files of tests are spread over the cores, with one
+# thread of arithmetic each.
 test unit notebooks site: MEDIMG_SIZE := tiny
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 .PHONY: test
 test: lint unit notebooks site ## Run every check and test
@@ -62,21 +64,21 @@ lint: $(INSTALLED) ## Check style, types and spelling
 
 .PHONY: unit
 unit: $(INSTALLED) $(ANATOMY) $(RELEASES) ## Run the unit tests
-	$(BIN)/python -m pytest tests/unit
+	$(PARALLEL) tests/unit
 
 # Runs copies, so that the sources stay free of outputs, and hands the outputs to
 # the cache of the website: no notebook runs twice.
 .PHONY: notebooks
 notebooks: $(BUILT) ## Run every notebook at the tiny size
 	$(BIN)/python tests/notebooks/executed.py copy
-	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=300 \
+	$(PARALLEL) --nbmake --overwrite --nbmake-timeout=300 \
 		$(if $(NOTEBOOKS),.cache/executed)
 	$(BIN)/python tests/notebooks/executed.py keep
 	$(BIN)/python -m pytest tests/notebooks
 
 .PHONY: site
 site: book ## Build the website and test it in a browser
-	$(BIN)/python -m pytest tests/site
+	$(PARALLEL) tests/site
 
 .PHONY: lab
 lab: $(BUILT) ## Open the chapters in JupyterLab
