@@ -127,8 +127,8 @@ function sign(context, kind, x, y, size) {
 
 /** A line of the legend with a person's sign. */
 function personItem(kind, text) {
-  const swatch = element("canvas", { width: 18, height: 18, "aria-hidden": "true" });
-  swatch.style.cssText = "display: inline-block; vertical-align: -0.2em; margin-right: 0.5em";
+  const options = { width: 18, height: 18, class: "medimg-sign", "aria-hidden": "true" };
+  const swatch = element("canvas", options);
   const context = swatch.getContext("2d");
   context.fillStyle = "#fff";
   context.fillRect(0, 0, 18, 18);
@@ -152,7 +152,8 @@ function render({ model, el }) {
   const curve = rocCurve(scores, labels);
   const chart = (width, height) =>
     element("canvas", { width, height, role: "img", class: "medimg-chart" });
-  const [plot, roc, crowd] = [chart(420, 360), chart(360, 360), chart(640, 400)];
+  const [plot, roc, crowd] = [chart(400, 400), chart(400, 400), chart(640, 400)];
+  crowd.classList.add("medimg-crowd");
 
   const cells = {};
   const row = (key, text) => {
@@ -235,24 +236,16 @@ function render({ model, el }) {
         signal,
       ),
     ),
-    element("div", { class: "medimg-panes" }, plot, roc, rates),
+    element("div", { class: "medimg-panes" }, plot, roc),
+    element("div", { class: "medimg-panes" }, rates, values),
+    crowd,
     element(
-      "div",
-      { class: "medimg-panes" },
-      element(
-        "div",
-        {},
-        crowd,
-        element(
-          "ul",
-          { class: "medimg-legend" },
-          personItem("found", "ill and called positive: found"),
-          personItem("missed", "ill and called negative: missed"),
-          personItem("alarm", "well and called positive: a false alarm"),
-          personItem("left", "well and called negative: left alone"),
-        ),
-      ),
-      values,
+      "ul",
+      { class: "medimg-legend" },
+      personItem("found", "ill and called positive: found"),
+      personItem("missed", "ill and called negative: missed"),
+      personItem("alarm", "well and called positive: a false alarm"),
+      personItem("left", "well and called negative: left alone"),
     ),
   );
   el.replaceChildren(root);
