@@ -160,6 +160,11 @@ function oncePerFrame(draw) {
   };
 }
 
+/** A line that says how a viewer is used. */
+function hint(text) {
+  return element("p", { class: "medimg-hint", text });
+}
+
 /** Line of a legend: a swatch and what it means. */
 function legendItem(kind, text) {
   const swatch = element("span", { class: `medimg-swatch ${kind}`, "aria-hidden": "true" });

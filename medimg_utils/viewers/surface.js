@@ -258,13 +258,14 @@ async function render({ model, el }) {
     boxes.push(checkbox(model, "shown", "Show: brain", signal, brain));
     opacities.push(slider(model, "brain_opacity", "Opacity of the brain", PERCENT, signal));
   }
+  const help = "Drag the picture, or use the arrow keys in it, to turn and tilt.";
   const root = viewerRoot(
     model,
     "Surfaces",
     element(
       "div",
       { class: "medimg-panes" },
-      element("div", { class: "medimg-picture medimg-turn" }, canvas, readout),
+      element("div", { class: "medimg-picture medimg-turn" }, canvas, readout, hint(help)),
       element(
         "div",
         { class: "medimg-side" },

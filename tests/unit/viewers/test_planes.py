@@ -2,7 +2,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg_utils.viewers import PlanesViewer, base
@@ -86,6 +86,7 @@ def test_voxels_become_nearly_cubic_when_they_are_shrunk() -> None:
     assert viewer.extent == [60, 60, 60]
 
 
+@settings(max_examples=20, deadline=None)
 @given(start=st.tuples(st.integers(0, 39), st.integers(0, 47), st.integers(0, 23)))
 def test_the_crosshair_begins_within_a_stored_voxel_of_the_start(start: tuple) -> None:
     viewer = PlanesViewer(
@@ -105,6 +106,7 @@ def test_the_crosshair_begins_inside_a_hollow_label() -> None:
     assert ring[viewer.voxel()]
 
 
+@settings(max_examples=20, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
     data=st.data(),

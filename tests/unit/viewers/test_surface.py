@@ -62,7 +62,7 @@ def test_a_ball_has_the_volume_and_the_radius_of_a_ball() -> None:
     assert (mesh.normals() * outward).sum(axis=1).min() > 0.85
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     spacing=st.tuples(*[st.floats(0.5, 4)] * 3),
@@ -116,6 +116,7 @@ def test_an_empty_mask_has_no_surface() -> None:
     assert surface(np.zeros((4, 4, 4), dtype=bool), (1, 1, 1), cells=10) is None
 
 
+@settings(max_examples=20, deadline=None)
 @given(turn=st.floats(-180, 180), tilt=st.floats(-90, 90))
 def test_the_view_is_a_rotation(turn: float, tilt: float) -> None:
     matrix = project(np.eye(3), turn, tilt)
