@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -94,6 +94,7 @@ from medimg_utils.training import (
     stable_seed,
 )
 
+Network = TypeVar("Network", bound=nn.Module)
 STAGES = ("find", "segment", "one-pass")  # folders of a run, one a network
 REHEARSE = "rehearse"  # folder of what the second network may learn beforehand
 ENDINGS = ("_seg.nii.gz", ".json")  # of the files that predict writes
@@ -512,7 +513,7 @@ def exponential(decay: float, stairs: int = 300) -> Schedule:
     return schedule
 
 
-def _initial(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def _initial(build: Callable[[], Network], seed: int) -> Network:
     """A network with weights that follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed))
@@ -554,11 +555,10 @@ def _patches(
     )
 
 
-def _fixed(segment: nn.Module, patches: Patches, count: int) -> UnpaddedUNet:
+def _fixed(segment: UnpaddedUNet, patches: Patches, count: int) -> UnpaddedUNet:
     """Step 2 with the statistics of some training patches."""
     step = max(1, len(patches) // count)
     chosen = [patches[k]["image"][None] for k in range(0, len(patches), step)]
-    assert isinstance(segment, UnpaddedUNet)
     return fix_statistics(segment, chosen[:count])
 
 
