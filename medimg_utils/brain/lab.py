@@ -21,6 +21,7 @@ from medimg_utils.brain.experiment import (
     REHEARSE,
     STAGES,
     Experiment,
+    choose_anew,
     compare_modes,
     evaluate,
     from_json,
@@ -52,8 +53,8 @@ def run_lab(
     """Train the lab size on the given folds, measure, and store networks and numbers.
 
     The networks of the first fold are shipped.  They are measured on a release of new
-    patients in the mode that their validation patients chose.  On some of these patients
-    the quick modes are compared with each other, and on a few with the slow reference.
+    patients, in the mode that yet other patients chose.  On some of these patients the
+    quick modes are compared with each other, and on a few with the slow reference.
     The other folds add their own held-out patients.
 
     Args:
@@ -73,6 +74,8 @@ def run_lab(
             train(release, run, experiment, fold=fold, resume=True, progress=progress)
     shipped = runs / f"{NAME}-fold{folds[0]}"
     about = (shipped / BEST).with_suffix(".json")
+    if json.loads(about.read_text(encoding="utf-8"))["chosen_on"] is None:
+        choose_anew(shipped, ensure_release("lab-choice"), progress=progress)
     pretrained.store(NAME, {stage: shipped / stage / BEST for stage in STAGES}, about)
     other = ensure_release("lab-test")
     unseen = _evaluate_once(shipped / f"{UNSEEN}.json", other, shipped, progress)
@@ -147,9 +150,10 @@ def _training(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "networks": networks,
         "minutes": sum(network["minutes"] for network in networks.values()),
-        "patients": {name: len(ids) for name, ids in facts["patients"].items()},
+        "patients": facts["about"]["n"],
         "chosen_mode": facts["mode"],
-        "validation": facts["modes"],
+        "chosen_on": facts["chosen_on"],
+        "choices": facts["modes"],
         "survival": facts["survival"],
         "about": facts["about"],
     }
