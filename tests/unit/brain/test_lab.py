@@ -10,42 +10,47 @@ from typer.testing import CliRunner
 
 from medimg_utils import pretrained, results
 from medimg_utils.brain import lab
-from medimg_utils.brain.dataset import read_brats
-from medimg_utils.brain.experiment import STAGES, load_run
+from medimg_utils.brain.dataset import load, read_brats, read_case
+from medimg_utils.brain.evaluation import dices
+from medimg_utils.brain.experiment import STAGES, load_run, predict_case
+from medimg_utils.brain.inference import Segmenter
 from medimg_utils.brain.lab import recovered, run_lab
-from medimg_utils.brain.simulate import Survival
+from medimg_utils.brain.simulate import RELEASES, Survival, _simulate_patient
 from medimg_utils.errors import InputError
+from medimg_utils.settings import get_settings
 
 SCRIPT = Path(lab.__file__).parents[2] / "data_scripts" / "lab.py"
 
 
-def write_truth(folder, names):
-    """What a simulation would know of toy patients."""
-    columns = ("BraTS18ID", "location", "side", "pattern", "foci", "satellites")
-    with (folder / "simulation-truth.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for place, name in enumerate(names):
-            writer.writerow([name, "insula", "left", ["ring", "none"][place % 2], 1, 0])
-
-
-def write_cohort(folder, n=80, age=-6.5, scatter=15.0):
-    """Tables of a large cohort whose survival follows the simulation's own formula."""
-    random = np.random.default_rng(3)
+def write_truth(folder, names, age=-6.5, seed=3):
+    """What a simulation knows, with survival after its own formula."""
+    random = np.random.default_rng(seed)
     model = Survival(least=-1e9)
     columns = ["age", "distance_mm", "core_cm3", "oedema_cm3", "enhancing_cm3"]
-    folder.mkdir()
+    told = {
+        "location": "insula", "side": "left", "foci": 1, "satellites": 0,
+    }  # fmt: skip
     with (folder / "simulation-truth.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["BraTS18ID", *columns, "resection", "days"])
+        writer = csv.DictWriter(
+            file, ["BraTS18ID", *told, "pattern", *columns, "resection", "days"]
+        )
         writer.writeheader()
-        for k in range(n):
+        for k, name in enumerate(names):
             values = random.normal([60, 43, 24, 52, 19], [12, 6, 15, 30, 10])
             row = dict(zip(columns, values.tolist(), strict=True))
             row |= {"resection": "GTR" if k % 3 else "STR"}
-            days = model.mean(row) + random.normal(0, scatter)
-            writer.writerow({"BraTS18ID": k, **row, "days": days})
-    told = {"survival": {**model.__dict__, "age": age}}
-    (folder / "simulation.json").write_text(json.dumps(told))
+            days = model.mean(row) + random.normal(0, 15)
+            pattern = ["ring", "none"][k % 2]
+            known = {"BraTS18ID": name, **told, "pattern": pattern}
+            writer.writerow({**known, **row, "days": days})
+    settings = {"survival": {**model.__dict__, "age": age}}
+    (folder / "simulation.json").write_text(json.dumps(settings))
+
+
+def write_cohort(folder, n=80, **options):
+    """The tables of a release without images."""
+    folder.mkdir()
+    write_truth(folder, range(n), **options)
     return folder
 
 
@@ -55,11 +60,10 @@ def stored(tmp_path_factory, run, brats, write_release):
     root = tmp_path_factory.mktemp("lab")
     other = write_release(root / "other", patients=9, first=100)
     write_truth(other, [case.case_id for case in read_brats(other)])
-    releases = {
-        "lab": brats,
-        "lab-test": other,
-        "lab-survival": write_cohort(root / "cohort"),
-    }
+    known = shutil.copytree(brats, root / "known")
+    write_truth(known, [case.case_id for case in read_brats(known)])
+    choice = write_release(root / "choice", patients=2, first=200)
+    releases = {"lab": known, "lab-choice": choice, "lab-test": other}
     shutil.copytree(run, root / "runs" / "brain-lab-fold0")
     for folder in ("pretrained", "results"):
         (root / folder).mkdir()
@@ -91,6 +95,7 @@ def test_the_result_says_all_that_the_pages_show(stored):
     for network in read["training"]["networks"].values():
         assert len(network["history"]) >= network["best"]["epoch"] > 0
         assert network["weights"] > 0
+    assert read["training"]["chosen_on"]["patients"] == 2
     inference = read["inference"]
     assert inference["all modes"]["n"] == 1
     assert set(inference["all modes"]["modes"]) == {"reference", "fast", "one-pass"}
@@ -108,6 +113,24 @@ def test_the_networks_travel_with_the_package(stored, monkeypatch):
     assert load_run("lab").facts["mode"] in ("fast", "one-pass")
 
 
+def test_the_shipped_networks_repeat_a_stored_score(tmp_path):
+    """A patient follows from seed and number, and the numbers from the shipped weights."""
+    test = results.load("brain-lab")["tests"]["unseen-patients"]
+    case = min(test["cases"], key=lambda case: abs(case["TC"]["dice"] - 0.8))
+    plan = RELEASES["lab-test"]
+    index = int(case["case_id"].split("_")[2])
+    _simulate_patient(plan, index, case["grade"], tmp_path, get_settings().data)
+    (folder,) = tmp_path.glob("*/*")
+    assert folder.name == case["case_id"]
+    scan = load(read_case(folder))
+    assert scan.labels is not None
+    network = load_run("lab")
+    segmenter = Segmenter(network.networks, test["mode"])
+    found = predict_case(network, read_case(folder), segmenter)
+    for name, value in dices(found.labels, scan.labels).items():
+        assert value == pytest.approx(case[name]["dice"], abs=0.02), name
+
+
 def test_a_stopped_lab_run_goes_on(stored):
     root, result = stored
     kept = {path.name for path in (root / "runs" / "brain-lab-fold0").glob("*.json")}
@@ -117,7 +140,10 @@ def test_a_stopped_lab_run_goes_on(stored):
 
 
 def test_coefficients_are_recovered_where_they_are_true(tmp_path):
-    found = recovered(write_cohort(tmp_path / "a", n=120), trees=3)
+    cohorts = [
+        write_cohort(tmp_path / name, n=60, seed=k) for k, name in enumerate("ab")
+    ]
+    found = recovered(cohorts, trees=3)
     assert found["n"] == 120
     assert found["leave_one_out"]["n"] == 80
     assert found["leave_one_out"]["all"]["mse"] < found["leave_one_out"]["age"]["mse"]
@@ -126,8 +152,10 @@ def test_coefficients_are_recovered_where_they_are_true(tmp_path):
         assert low <= row["estimate"] <= high
         assert row["estimate"] == pytest.approx(row["true"], abs=25), name
     assert sum(row["inside"] for row in found["coefficients"].values()) >= 5
-    wrong = recovered(write_cohort(tmp_path / "b", n=120, age=+6.5), trees=3)
-    assert not wrong["coefficients"]["age"]["inside"]
+    other = write_cohort(tmp_path / "c", n=60, age=+6.5)
+    assert not recovered([other], trees=3)["coefficients"]["age"]["inside"]
+    with pytest.raises(InputError, match="different coefficients"):
+        recovered([cohorts[0], other], trees=3)
 
 
 def test_the_command_tells_the_scores(stored, monkeypatch, tmp_path):
