@@ -170,7 +170,7 @@ def simulate_release(
     load_textures(data_dir)
     parts = [
         Part(exam, (plan, exam, split, group, out, data_dir))
-        for exam, (split, group) in _schedule(plan).items()
+        for exam, (split, group) in schedule(plan).items()
     ]
 
     def finish(records: list[Any]) -> None:
@@ -225,7 +225,7 @@ def _version(file: Path) -> int:
 # --- one exam -------------------------------------------------------------------------
 
 
-def _schedule(plan: Simulation) -> dict[str, tuple[str, str]]:
+def schedule(plan: Simulation) -> dict[str, tuple[str, str]]:
     """Split and group of each exam by its name; groups occur exactly as often as wanted.
 
     Names go on from the training split to the validation split, as in the release.
