@@ -7,6 +7,9 @@ file, which draws and computes.
 from medimg_utils.viewers.field_explorer import FieldExplorer
 from medimg_utils.viewers.kernel_explorer import KernelExplorer
 from medimg_utils.viewers.mask_overlay import MaskOverlayViewer
+from medimg_utils.viewers.planes import PlanesViewer
+from medimg_utils.viewers.series import SeriesViewer
+from medimg_utils.viewers.surface import SurfaceViewer
 from medimg_utils.viewers.threshold_explorer import ThresholdExplorer
 from medimg_utils.viewers.window_explorer import WindowExplorer
 
@@ -14,6 +17,9 @@ __all__ = [
     "FieldExplorer",
     "KernelExplorer",
     "MaskOverlayViewer",
+    "PlanesViewer",
+    "SeriesViewer",
+    "SurfaceViewer",
     "ThresholdExplorer",
     "WindowExplorer",
 ]

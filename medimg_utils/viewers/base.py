@@ -3,6 +3,7 @@
 import base64
 import io
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,31 @@ def pack(array: npt.ArrayLike) -> bytes:
     return zlib.compress(np.ascontiguousarray(array, dtype=np.uint8).tobytes(), 9)
 
 
-def check_image(name: str, value: npt.ArrayLike, ndim: int) -> npt.NDArray[np.float64]:
+def pack_all(arrays: Iterable[npt.NDArray[np.uint8] | None]) -> bytes:
+    """Compress arrays one after the other; nothing if there is none."""
+    given = [array.ravel() for array in arrays if array is not None]
+    return pack(np.concatenate(given)) if given else b""
+
+
+def check_keys(
+    name: str, given: Iterable[str], whole: str, expected: Iterable[str]
+) -> None:
+    """Raise ValueError if ``given`` names what is not in ``expected``."""
+    unknown = sorted(set(given) - set(expected))
+    if unknown:
+        raise ValueError(
+            f"{name} names {', '.join(map(repr, unknown))}, expected names that "
+            f"{whole} has: {', '.join(map(repr, expected))}"
+        )
+
+
+def check_image(
+    name: str, value: npt.ArrayLike, ndim: int, axes: str = ""
+) -> npt.NDArray[np.float64]:
     """Return ``value`` as finite floats with ``ndim`` axes, or raise ValueError."""
     array = np.asarray(value, dtype=np.float64)
     if array.ndim != ndim:
-        axes = {2: "(H, W)", 3: "(N, H, W)"}[ndim]
+        axes = axes or {2: "(H, W)", 3: "(N, H, W)"}[ndim]
         raise ValueError(f"{name} has shape {array.shape}, expected {axes}")
     if array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}: there is nothing to show")
@@ -106,6 +127,51 @@ def check_shape(name: str, array: npt.NDArray[Any], expected: tuple[int, ...]) -
         )
 
 
+def check_labels(
+    name: str, value: npt.ArrayLike, shape: tuple[int, ...] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Return a label map (X, Y, Z), or raise ValueError."""
+    array = np.asarray(value)
+    # Then nothing can be NaN or a fraction.
+    whole = np.issubdtype(array.dtype, np.integer) or array.dtype == bool
+    if not whole or array.ndim != 3 or array.size == 0:
+        array = check_image(name, value, 3, "(X, Y, Z)")
+    if shape is not None:
+        check_shape(name, array, shape)
+    low, high = array.min(), array.max()
+    if low < 0 or high > 255 or not (whole or (array == np.rint(array)).all()):
+        raise ValueError(
+            f"{name} holds values from {low:g} to {high:g}, "
+            "expected whole numbers from 0 to 255"
+        )
+    return array.astype(np.uint8)
+
+
+def values_of(labels: npt.NDArray[np.uint8]) -> list[int]:
+    """The labels that occur."""
+    return np.flatnonzero(np.bincount(labels.ravel(order="K"))).tolist()
+
+
+def name_labels(
+    names: Mapping[int, str], maps: Iterable[npt.NDArray[np.uint8]]
+) -> dict[int, str]:
+    """What each label means, in the order of their values, 0 left out.
+
+    A label that is found in ``maps`` and has no name is called by its value. One that
+    has a name is listed even if it is not found, so that each class keeps its colour.
+    """
+    found = set(names).union(*(values_of(one) for one in maps)) - {0}
+    return {value: names.get(value, f"label {value}") for value in sorted(found)}
+
+
+def check_spacing(spacing: Sequence[float] | npt.NDArray[Any]) -> tuple[float, ...]:
+    """Return the size of a voxel in mm, or raise ValueError."""
+    sizes = np.asarray(spacing, dtype=float)
+    if sizes.shape != (3,) or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError(f"spacing is {spacing}, expected three sizes in mm, above 0")
+    return tuple(sizes.tolist())
+
+
 def check_fraction(name: str, value: float) -> float:
     """Return ``value`` if it lies between 0 and 1, or raise ValueError."""
     if not 0 <= value <= 1:
@@ -119,6 +185,38 @@ def to_bytes(
     """Spread ``low`` to ``high`` over 0 to 255."""
     span = max(high - low, np.finfo(float).tiny)
     return np.rint(255 * np.clip((image - low) / span, 0, 1)).astype(np.uint8)
+
+
+def resample(volume: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Shrink ``volume`` to ``shape``: a new voxel is the mean of what it covers.
+
+    >>> resample(np.array([[[0.0, 3.0, 6.0]]]), (1, 1, 2)).ravel().tolist()
+    [1.0, 5.0]
+    """
+    out = np.asarray(volume, dtype=np.float64)
+    for axis, (old, new) in enumerate(zip(volume.shape, shape, strict=True)):
+        edges = np.linspace(0, old, new + 1)
+        low = np.maximum(edges[:-1, None], np.arange(old))
+        high = np.minimum(edges[1:, None], np.arange(old) + 1)
+        weights = np.clip(high - low, 0, None) * new / old
+        out = np.moveaxis(np.tensordot(weights, out, (1, axis)), 0, axis)
+    return out
+
+
+def robust_range(image: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The 0.05th and 99.95th percentile: one outlier must not make the rest black."""
+    low, high = (float(value) for value in np.percentile(image, (0.05, 99.95)))
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def to_greys(image: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Spread ``low`` to ``high`` over 64 levels among 0 to 255.
+
+    MR is noisy: with 256 levels the packed stack would be nearly twice as large.
+    """
+    span = max(high - low, np.finfo(float).tiny)
+    levels = np.rint(63 * np.clip((image - low) / span, 0, 1))
+    return np.rint(levels * 255 / 63).astype(np.uint8)
 
 
 def reduce_bytes(

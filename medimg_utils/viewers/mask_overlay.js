@@ -1,52 +1,5 @@
 // An image with a mask, a probability map, a window and a read-out.
 
-// Stops of the cividis colour map, from improbable to probable.
-const CIVIDIS = [
-  [0, 32, 77],
-  [64, 77, 107],
-  [124, 123, 120],
-  [188, 175, 111],
-  [255, 234, 70],
-];
-
-/** Colour of a probability between 0 and 1. */
-function cividis(p) {
-  const place = p * (CIVIDIS.length - 1);
-  const low = Math.min(Math.floor(place), CIVIDIS.length - 2);
-  const part = place - low;
-  return CIVIDIS[low].map((c, k) => Math.round(c + part * (CIVIDIS[low + 1][k] - c)));
-}
-
-/** Grey level on screen for each of the 256 stored levels. */
-function windowTable(low, high, centre, width) {
-  const table = new Uint8ClampedArray(256);
-  for (let level = 0; level < 256; level++) {
-    const value = low + ((high - low) * level) / 255;
-    table[level] = 255 * ((value - centre) / Math.max(width, 1e-12) + 0.5);
-  }
-  return table;
-}
-
-/** Paint grey levels through the window. */
-function paintImage(rgba, image, table) {
-  for (let i = 0; i < image.length; i++) {
-    const grey = table[image[i]];
-    rgba[4 * i] = rgba[4 * i + 1] = rgba[4 * i + 2] = grey;
-    rgba[4 * i + 3] = 255;
-  }
-}
-
-/** Paint probabilities as colour; improbable pixels stay clear. */
-function paintMap(rgba, probability, opacity) {
-  const colours = Array.from({ length: 256 }, (_, level) => cividis(level / 255));
-  for (let i = 0; i < probability.length; i++) {
-    const level = probability[i];
-    if (level < 8) continue;
-    rgba.set(colours[level], 4 * i);
-    rgba[4 * i + 3] = Math.round(opacity * 255);
-  }
-}
-
 async function render({ model, el }) {
   const get = (name) => model.get(name);
   const [width, height] = [get("columns"), get("rows")];
@@ -76,24 +29,17 @@ async function render({ model, el }) {
   const view = { zoom: 1, x: 0, y: 0 }; // part shown: its corner, in pixels
   const cursor = { x: width >> 1, y: height >> 1, shown: false };
 
-  function paint(layer, painter) {
-    const context = layer.getContext("2d");
-    const data = context.createImageData(width, height);
-    painter(data.data);
-    context.putImageData(data, 0, 0);
-  }
-
   function drawBase() {
     const table = windowTable(low, high, get("window_centre"), get("window_width"));
-    paint(base, (rgba) => paintImage(rgba, image, table));
+    paintLayer(base, (rgba) => paintImage(rgba, image, table));
   }
 
   function drawOverlay() {
     const opacity = get("opacity");
     const predicted = probability && aboveThreshold(probability, get("threshold"));
     const showPrediction = probability && get("show_prediction");
-    paint(overlay, (rgba) => {
-      if (probability && get("show_map")) paintMap(rgba, probability, opacity);
+    paintLayer(overlay, (rgba) => {
+      if (probability && get("show_map")) paintMap(rgba, probability, CIVIDIS, () => opacity);
       const shownTruth = truth && get("show_mask") ? truth : null;
       const shownPrediction = showPrediction ? predicted : null;
       paintMasks(rgba, width, height, shownTruth, shownPrediction, opacity);
@@ -180,12 +126,6 @@ async function render({ model, el }) {
     event.stopPropagation();
   });
 
-  function button(text, name, action) {
-    const node = element("button", { type: "button", "aria-label": name, title: name, text });
-    node.addEventListener("click", action);
-    return node;
-  }
-
   const range = high - low;
   const grey = { step: range / 200, format: (value) => number(value) + unit };
   const fraction = { min: 0, max: 1, step: 0.01, format: (value) => value.toFixed(2) };
@@ -226,10 +166,9 @@ async function render({ model, el }) {
     button("1:1", "Show the whole image", () => zoomTo(1)),
   );
 
-  const root = element(
-    "div",
-    { class: "medimg-viewer", role: "group", "aria-label": get("title") || "Image viewer" },
-    ...(get("title") ? [element("p", { class: "medimg-title", text: get("title") })] : []),
+  const root = viewerRoot(
+    model,
+    "Image viewer",
     element(
       "div",
       { class: "medimg-panes" },

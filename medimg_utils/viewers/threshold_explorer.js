@@ -30,6 +30,8 @@ function rocCurve(scores, labels) {
   return points;
 }
 
+const IDENTITY = Uint8Array.from({ length: 256 }, (_, level) => level);
+
 const percent = (share) =>
   Number.isNaN(share.value)
     ? "not defined"
@@ -91,12 +93,9 @@ async function render({ model, el }) {
 
   const exams = titles.map((title, k) => {
     const background = makeCanvas(smallWidth, smallHeight);
-    const context = background.getContext("2d");
-    const data = context.createImageData(smallWidth, smallHeight);
-    part(images, k, smallWidth * smallHeight).forEach((grey, i) => {
-      data.data.set([grey, grey, grey, 255], 4 * i);
-    });
-    context.putImageData(data, 0, 0);
+    paintLayer(background, (rgba) =>
+      paintImage(rgba, part(images, k, smallWidth * smallHeight), IDENTITY),
+    );
     const truth = part(truths, k, width * height);
     return {
       title,
@@ -133,10 +132,9 @@ async function render({ model, el }) {
     const values = [];
     for (const exam of exams) {
       const predicted = predict(exam);
-      const context = exam.overlay.getContext("2d");
-      const data = context.createImageData(width, height);
-      paintMasks(data.data, width, height, exam.truth, predicted, get("opacity"));
-      context.putImageData(data, 0, 0);
+      paintLayer(exam.overlay, (rgba) =>
+        paintMasks(rgba, width, height, exam.truth, predicted, get("opacity")),
+      );
       const shown = exam.canvas.getContext("2d");
       shown.drawImage(exam.background, 0, 0, width, height);
       shown.drawImage(exam.overlay, 0, 0);
@@ -176,10 +174,9 @@ async function render({ model, el }) {
     step: 1,
     format: (value) => `${value} pixels`,
   };
-  const root = element(
-    "div",
-    { class: "medimg-viewer", role: "group", "aria-label": get("title") || "Threshold explorer" },
-    ...(get("title") ? [element("p", { class: "medimg-title", text: get("title") })] : []),
+  const root = viewerRoot(
+    model,
+    "Threshold explorer",
     element(
       "div",
       { class: "medimg-row" },

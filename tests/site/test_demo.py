@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Locator, Page
+from steps import PICTURE, move, viewer
 
 from medimg_utils.viewers import MaskOverlayViewer, ThresholdExplorer
-
-PICTURE = "node => node.toDataURL()"
 
 
 def discs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -28,18 +26,6 @@ def test_the_page_holds_two_viewers(visit, demo: Path) -> None:
     page = visit.open(demo / "viewers.html")
     assert visit.viewers() == 2
     assert page.locator(".medimg-viewer").count() == 2
-
-
-def viewer(page: Page, title: str) -> Locator:
-    return page.locator(f'.medimg-viewer[aria-label="{title}"]')
-
-
-def move(root: Locator, trait: str, value: float) -> None:
-    """Set a slider and wait until the picture was drawn again."""
-    root.locator(f'input[data-trait="{trait}"]').fill(str(value))
-    root.page.evaluate(
-        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +179,7 @@ def test_figure_has_alt_text_and_caption(visit, demo) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["viewers", "quiz", "exercises"])
+@pytest.mark.parametrize("name", ["viewers", "volumes", "quiz", "exercises"])
 def test_demo_is_accessible(visit, demo: Path, name: str, theme: str) -> None:
     visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
     visit.open(demo / f"{name}.html")
