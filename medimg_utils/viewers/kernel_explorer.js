@@ -232,7 +232,9 @@ async function render({ model, el }) {
   );
   showKernel();
   compute();
-  place = [response.h >> 1, response.w >> 1];
+  // Start where there is something to see.
+  const strongest = response.values.findIndex((v) => Math.abs(v) === response.most);
+  place = [Math.floor(Math.max(0, strongest) / response.w), Math.max(0, strongest) % response.w];
   draw();
   root.dataset.ready = "true";
   return () => ended.abort();
