@@ -75,7 +75,8 @@ class Layer:
     Attributes:
         name: of the module that did it, such as `contract.0.0`.
         kind: `input`, `convolution`, `transposed convolution`, `linear`, `pooling`,
-            `normalisation`, `join`, `sum`, `mean`, `activation` or `other`.
+            `normalisation`, `join`, `sum`, `mean` (or another summary of the whole map),
+            `activation`, `reshape` or `other`.
         shape: of what comes out, without the batch: (C, ...).
         inputs: places in the trace of what goes in.
         windows: one for each axis after the channels; empty where every output
@@ -189,11 +190,7 @@ def _hull(one: Field | None, other: Field) -> Field:
 # ------------------------------------------------------------------------------- tracing
 
 
-def trace(
-    network: nn.Module,
-    *shape: int,
-    forward: Callable[[nn.Module, Tensor], Any] | None = None,
-) -> Trace:
+def trace(network: nn.Module, *shape: int) -> Trace:
     """Note every operation of a network for one image of `shape` (C, ...).
 
     Nothing is computed, so the largest network is traced on a laptop in a second.
@@ -201,7 +198,6 @@ def trace(
     Args:
         network: is not changed.
         shape: of one image, without the batch.
-        forward: how to call the network, where `network(image)` is not it.
 
     >>> network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2))
     >>> found = trace(network, 1, 32, 32)
@@ -232,7 +228,7 @@ def trace(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             recorder,
         ):
-            (forward or (lambda module, x: module(x)))(twin, image)
+            twin(image)
     finally:
         for hook in hooks:
             hook.remove()
@@ -491,6 +487,27 @@ _HATCHES = {
     "mean": "..",
     "linear": "xx",
 }
+_SIGNS = {"sum": "+", "join": "‖"}
+_DROP = 0.62  # by which a map of half the size stands lower
+_GAP = 0.4
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Place of an operation in a drawing; `y` is that of its middle."""
+
+    left: float
+    y: float
+    width: float
+    height: float
+
+    @property
+    def right(self) -> float:
+        return self.left + self.width
+
+    @property
+    def top(self) -> float:
+        return self.y + self.height / 2
 
 
 def draw(found: Trace, *, width: float = 9.0, height: float = 3.6) -> Figure:
@@ -502,86 +519,81 @@ def draw(found: Trace, *, width: float = 9.0, height: float = 3.6) -> Figure:
     Normalisations and activations are left out. Lines are connections; a dashed one
     skips operations.
     """
-    boxes = [k for k, layer in enumerate(found.layers) if layer.kind in _COLOURS]
-    drawn: dict[int, int] = {}  # layer → the box that stands for it
-    links: dict[int, list[int]] = {}
-    for k, layer in enumerate(found.layers):
-        before = list(dict.fromkeys(drawn[i] for i in layer.inputs))
-        if k in boxes:
-            drawn[k], links[k] = k, before
-        else:
-            drawn[k] = before[0] if before else k
-    sizes = {k: found.layers[k].shape for k in boxes}
-    finest = max(max(shape[1:], default=1) for shape in sizes.values())
-    level = {
-        k: math.log2(finest / max(shape[1:], default=1)) for k, shape in sizes.items()
-    }
-    wide = {k: 0.25 + 0.09 * math.log2(1 + sizes[k][0]) for k in boxes}
-    tall = {k: 0.3 + 0.22 * math.log2(max(sizes[k][1:], default=1)) for k in boxes}
-
+    boxes, links = _lay_out(found)
     figure = Figure(figsize=(width, height), layout="tight")
     axes = figure.subplots()
-    left: dict[int, float] = {}
-    cursor = 0.0
-    for k in boxes:
-        left[k] = cursor
-        cursor += wide[k] + 0.4
-    names: set[str] = set()
-    for k in boxes:
-        layer = found.layers[k]
-        y = -0.62 * level[k]
+    named: set[str] = set()
+    for place, box in boxes.items():
+        layer = found.layers[place]
         axes.add_patch(
             Rectangle(
-                (left[k], y - tall[k] / 2), wide[k], tall[k],
+                (box.left, box.y - box.height / 2), box.width, box.height,
                 facecolor=_COLOURS[layer.kind], hatch=_HATCHES.get(layer.kind),
                 edgecolor="black", linewidth=0.8, zorder=3,
-                label=layer.kind if layer.kind not in names else None,
+                label=None if layer.kind in named else layer.kind,
             )
         )  # fmt: skip
-        names.add(layer.kind)
-        sign = {"sum": "+", "join": "‖"}.get(layer.kind, "")
-        axes.text(left[k] + wide[k] / 2, y, sign, ha="center", va="center", fontsize=9,
-                  zorder=4)  # fmt: skip
-        axes.text(left[k] + wide[k] / 2, y - tall[k] / 2 - 0.08, str(layer.shape[0]),
+        named.add(layer.kind)
+        middle = box.left + box.width / 2
+        axes.text(middle, box.y, _SIGNS.get(layer.kind, ""), ha="center",
+                  va="center", fontsize=9, zorder=4)  # fmt: skip
+        axes.text(middle, box.y - box.height / 2 - 0.08, str(layer.shape[0]),
                   ha="center", va="top", fontsize=6, zorder=4)  # fmt: skip
-        for source in links[k]:
-            _connect(axes, source, k, boxes, left, wide, level, tall)
+        for source in links[place]:
+            _connect(axes, source, place, boxes)
     above = math.inf
-    for size in sorted({max(s[1:], default=1) for s in sizes.values()}, reverse=True):
-        y = -0.62 * math.log2(finest / size)
+    sizes = {box.y: _side(found.layers[place]) for place, box in boxes.items()}
+    for y in sorted(sizes, reverse=True):
         if above - y > 0.3:  # else the numbers would overlap
-            axes.text(-0.35, y, str(size), ha="right", va="center", fontsize=7,
+            axes.text(-0.35, y, str(sizes[y]), ha="right", va="center", fontsize=7,
                       color="0.3")  # fmt: skip
             above = y
-    axes.set_xlim(-1.6, cursor)
-    bottom = min(-0.62 * level[k] - tall[k] / 2 for k in boxes)
-    axes.set_ylim(bottom - 0.5, max(tall.values()) / 2 + 0.5)
+    axes.set_xlim(-1.6, max(box.right for box in boxes.values()) + _GAP)
+    bottom = min(box.y - box.height / 2 for box in boxes.values())
+    axes.set_ylim(bottom - 0.5, max(box.top for box in boxes.values()) + 0.5)
     axes.set_axis_off()
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, fontsize=7,
                 frameon=False)  # fmt: skip
     return figure
 
 
-def _connect(
-    axes: Any,
-    source: int,
-    target: int,
-    boxes: Sequence[int],
-    left: Mapping[int, float],
-    wide: Mapping[int, float],
-    level: Mapping[int, float],
-    tall: Mapping[int, float],
-) -> None:
+def _side(layer: Layer) -> int:
+    """Longest side of a map; 1 where no places are left."""
+    return max(layer.shape[1:], default=1)
+
+
+def _lay_out(found: Trace) -> tuple[dict[int, _Box], dict[int, list[int]]]:
+    """A box for each operation that is drawn, and the boxes that lead to each."""
+    stands_for: dict[int, int] = {}  # layer → the box that it is a part of
+    boxes: dict[int, _Box] = {}
+    links: dict[int, list[int]] = {}
+    finest = max(map(_side, found.layers))
+    left = 0.0
+    for place, layer in enumerate(found.layers):
+        before = list(dict.fromkeys(stands_for[i] for i in layer.inputs))
+        if layer.kind not in _COLOURS:
+            stands_for[place] = before[0]
+            continue
+        stands_for[place], links[place] = place, before
+        width = 0.25 + 0.09 * math.log2(1 + layer.shape[0])
+        tall = 0.3 + 0.22 * math.log2(_side(layer))
+        y = -_DROP * math.log2(finest / _side(layer))
+        boxes[place] = _Box(left, y, width, tall)
+        left += width + _GAP
+    return boxes, links
+
+
+def _connect(axes: Any, source: int, target: int, boxes: Mapping[int, _Box]) -> None:
     """A line from box to box: straight to the next, dashed around others."""
-    start = (left[source] + wide[source], -0.62 * level[source])
-    end = (left[target], -0.62 * level[target])
-    if boxes.index(target) - boxes.index(source) == 1:
-        axes.plot(*zip(start, end, strict=True), color="0.4", linewidth=0.8, zorder=1)
+    start, end = boxes[source], boxes[target]
+    between = [box for place, box in boxes.items() if source < place < target]
+    if not between:
+        axes.plot([start.right, end.left], [start.y, end.y], color="0.4",
+                  linewidth=0.8, zorder=1)  # fmt: skip
         return
-    between = boxes[boxes.index(source) + 1 : boxes.index(target)]
-    top = max(-0.62 * level[k] + tall[k] / 2 for k in between)
-    clear = start[1] > top  # nothing stands in the way, as over the valley of a U
-    y = start[1] if clear else top + 0.15
-    xs = [start[0], start[0] + 0.15, end[0] - 0.15, end[0]]
-    axes.plot(xs, [start[1], y, y, end[1]], color=plotting.PALETTE[1], linewidth=1,
+    top = max(box.top for box in between)
+    # Over the valley of a U nothing stands in the way.
+    y = start.y if start.y > top else top + 0.15
+    xs = [start.right, start.right + 0.15, end.left - 0.15, end.left]
+    axes.plot(xs, [start.y, y, y, end.y], color=plotting.PALETTE[1], linewidth=1,
               linestyle="dashed", zorder=2)  # fmt: skip

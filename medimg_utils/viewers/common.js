@@ -485,13 +485,12 @@ function pointerAt(canvas, event) {
 
 /** Paint grey levels (0 to 255) into a canvas of their size. */
 function paintGrey(canvas, levels) {
-  const context = canvas.getContext("2d");
-  const data = context.createImageData(canvas.width, canvas.height);
-  for (let i = 0; i < levels.length; i++) {
-    data.data[4 * i] = data.data[4 * i + 1] = data.data[4 * i + 2] = levels[i];
-    data.data[4 * i + 3] = 255;
-  }
-  context.putImageData(data, 0, 0);
+  paintLayer(canvas, (rgba) => {
+    for (let i = 0; i < levels.length; i++) {
+      rgba[4 * i] = rgba[4 * i + 1] = rgba[4 * i + 2] = levels[i];
+      rgba[4 * i + 3] = 255;
+    }
+  });
 }
 
 /** Share of `positive` decisions among the exams with the given label. */

@@ -50,19 +50,14 @@ async function render({ model, el }) {
   paintGrey(background, levels);
   const heat = makeCanvas(side, side);
   const canvas = makeCanvas(width, height);
-  canvas.setAttribute("tabindex", "0");
-  canvas.setAttribute("role", "application");
-  canvas.setAttribute("aria-label", `${get("alt")} Arrow keys move the output pixel.`);
+  canvas.setAttribute("aria-label", `${get("alt")} Arrow keys move the output pixel, Page Up and Page Down change the layer.`);
   const readout = element("p", { class: "medimg-readout", "aria-live": "polite" });
   const thumbs = names.map((name, k) => {
     const picture = element("canvas", { width: THUMB, height: THUMB, role: "img" });
     const caption = element("figcaption");
     const node = element("figure", {}, picture, caption);
     node.style.cursor = "pointer";
-    node.addEventListener("click", () => {
-      model.set("layer", k);
-      model.save_changes();
-    });
+    node.addEventListener("click", () => change(model, "layer", k));
     return { name, picture, caption, node };
   });
 
@@ -83,13 +78,11 @@ async function render({ model, el }) {
     const r = Math.floor((get("row") * gridRows) / height);
     const c = Math.floor((get("column") * gridColumns) / width);
     const start = ((get("layer") * gridRows + r) * gridColumns + c) * side * side;
-    const context = heat.getContext("2d");
-    const data = context.createImageData(side, side);
-    for (let i = 0; i < side * side; i++) {
-      const alpha = Math.round((190 * maps[start + i]) / LEVELS);
-      data.data.set([...HEAT, alpha], 4 * i);
-    }
-    context.putImageData(data, 0, 0);
+    paintLayer(heat, (rgba) => {
+      for (let i = 0; i < side * side; i++) {
+        rgba.set([...HEAT, Math.round((190 * maps[start + i]) / LEVELS)], 4 * i);
+      }
+    });
   }
 
   function draw() {
@@ -135,34 +128,18 @@ async function render({ model, el }) {
   const redraw = oncePerFrame(draw);
 
   function go(row, column) {
-    model.set("row", Math.min(height - 1, Math.max(0, Math.round(row))));
-    model.set("column", Math.min(width - 1, Math.max(0, Math.round(column))));
-    model.save_changes();
+    change(model, "row", clamp(Math.floor(row), 0, height - 1));
+    change(model, "column", clamp(Math.floor(column), 0, width - 1));
   }
-  const point = (event) => {
-    const [x, y] = pointerAt(canvas, event).map(Math.floor);
-    go(y, x);
-  };
-  canvas.addEventListener("pointerdown", point);
-  canvas.addEventListener("pointermove", (event) => event.buttons === 1 && point(event));
-  canvas.addEventListener("keydown", (event) => {
-    const step = event.shiftKey ? 20 : 4;
-    const moves = {
-      ArrowLeft: [0, -step],
-      ArrowRight: [0, step],
-      ArrowUp: [-step, 0],
-      ArrowDown: [step, 0],
-    };
-    if (!moves[event.key]) return;
-    go(get("row") + moves[event.key][0], get("column") + moves[event.key][1]);
-    event.preventDefault();
-    event.stopPropagation();
+  explore(canvas, {
+    point: (u, v) => go(v * height, u * width),
+    move: (dx, dy) => go(get("row") + 4 * dy, get("column") + 4 * dx),
+    step: (n) => change(model, "layer", clamp(get("layer") + n, 0, names.length - 1)),
   });
 
-  const root = element(
-    "div",
-    { class: "medimg-viewer", role: "group", "aria-label": get("title") || "Field explorer" },
-    ...(get("title") ? [element("p", { class: "medimg-title", text: get("title") })] : []),
+  const root = viewerRoot(
+    model,
+    "Field explorer",
     element(
       "div",
       { class: "medimg-panes" },

@@ -116,7 +116,7 @@ async function render({ model, el }) {
       const [x, y] = pointerAt(canvas, event);
       const step = get("stride") * scale;
       const middle = canvas === picture ? scale : 0; // the kernel's middle under the pointer
-      const within = (n, most) => Math.min(most - 1, Math.max(0, Math.floor(n / step)));
+      const within = (n, most) => clamp(Math.floor(n / step), 0, most - 1);
       place = [within(y - middle, response.h), within(x - middle, response.w)];
       redraw();
     });
@@ -134,8 +134,7 @@ async function render({ model, el }) {
       if (input.value === "" || !Number.isFinite(typed)) return;
       const kernel = [...get("kernel")];
       kernel[k] = typed;
-      model.set("kernel", kernel);
-      model.save_changes();
+      change(model, "kernel", kernel);
     });
     return input;
   });
@@ -158,16 +157,10 @@ async function render({ model, el }) {
       ),
     );
 
-  const presets = get("presets").map(([name, weights]) => {
-    const node = element("button", { type: "button", text: name });
-    node.addEventListener("click", () => {
-      model.set("kernel", weights);
-      model.save_changes();
-    });
-    return node;
-  });
-  const slide = element("button", { type: "button", text: "Slide the kernel" });
-  slide.addEventListener("click", () => {
+  const presets = get("presets").map(([name, weights]) =>
+    button(name, `Kernel: ${name}`, () => change(model, "kernel", weights)),
+  );
+  const slide = button("Slide", "Slide the kernel over the image", () => {
     const began = performance.now();
     const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
     const step = (now) => {
@@ -180,10 +173,9 @@ async function render({ model, el }) {
     requestAnimationFrame(step);
   });
 
-  const root = element(
-    "div",
-    { class: "medimg-viewer", role: "group", "aria-label": get("title") || "Kernel explorer" },
-    ...(get("title") ? [element("p", { class: "medimg-title", text: get("title") })] : []),
+  const root = viewerRoot(
+    model,
+    "Kernel explorer",
     element(
       "div",
       { class: "medimg-panes" },
@@ -240,7 +232,9 @@ async function render({ model, el }) {
   );
   showKernel();
   compute();
-  place = [response.h >> 1, response.w >> 1];
+  // Start where there is something to see.
+  const strongest = response.values.findIndex((v) => Math.abs(v) === response.most);
+  place = [Math.floor(Math.max(0, strongest) / response.w), Math.max(0, strongest) % response.w];
   draw();
   root.dataset.ready = "true";
   return () => ended.abort();

@@ -141,29 +141,24 @@ async function render({ model, el }) {
     const value = valueAt(pointerAt(plot, event)[0]);
     if (grip.edge) {
       const wide = 2 * Math.abs(value - get("window_centre"));
-      model.set("window_width", Math.max(1, Math.round(wide)));
+      change(model, "window_width", Math.max(1, Math.round(wide)));
     } else {
-      model.set("window_centre", Math.round(Math.min(high, Math.max(low, value + grip.offset))));
+      change(model, "window_centre", Math.round(clamp(value + grip.offset, low, high)));
     }
-    model.save_changes();
   }
   plot.addEventListener("pointermove", drag);
   for (const end of ["pointerup", "pointercancel"]) plot.addEventListener(end, () => (grip = null));
 
-  const buttons = get("presets").map(([name, centre, span]) => {
-    const node = element("button", { type: "button", text: name });
-    node.addEventListener("click", () => {
-      model.set("window_centre", centre);
-      model.set("window_width", span);
-      model.save_changes();
-    });
-    return node;
-  });
+  const buttons = get("presets").map(([name, centre, span]) =>
+    button(name, `Window: ${name}`, () => {
+      change(model, "window_centre", centre);
+      change(model, "window_width", span);
+    }),
+  );
   const grey = { step: 1, format: (value) => `${Math.round(value)}${unit}` };
-  const root = element(
-    "div",
-    { class: "medimg-viewer", role: "group", "aria-label": get("title") || "Window explorer" },
-    ...(get("title") ? [element("p", { class: "medimg-title", text: get("title") })] : []),
+  const root = viewerRoot(
+    model,
+    "Window explorer",
     element(
       "div",
       { class: "medimg-panes" },

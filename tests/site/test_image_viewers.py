@@ -73,7 +73,7 @@ def test_a_drag_over_the_histogram_moves_the_window(window) -> None:
 
 
 def test_a_preset_sets_the_window(window) -> None:
-    window.get_by_role("button", name="wide").click()
+    window.get_by_role("button", name="Window: wide").click()
     assert window.locator('input[data-trait="window_width"]').input_value() == "2000"
 
 
@@ -113,7 +113,7 @@ def test_typed_weights_change_the_response(kernel) -> None:
     drawn(kernel.page)
     typed = result.evaluate(PICTURE)
     assert typed != before
-    kernel.get_by_role("button", name="blur").click()
+    kernel.get_by_role("button", name="Kernel: blur").click()
     drawn(kernel.page)
     assert result.evaluate(PICTURE) not in (before, typed)
     assert kernel.locator('input[data-weight="4"]').input_value() == "0.111"
