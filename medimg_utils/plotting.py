@@ -29,6 +29,29 @@ PREDICTION = "#56B4E9"
 HATCHES = ("xxx", "...", "///")  # of the classes, beside their colours
 
 
+def label_colours(count: int) -> list[str]:
+    """Colours for the classes of a label map, in the order of their values."""
+    return [LABELS[k % len(LABELS)] for k in range(count)]
+
+
+def label_legend(axes: Axes, names: Sequence[str], colours: Sequence[str]) -> None:
+    """Say in a corner of a dark picture which colour is which class.
+
+    >>> axes = Figure().subplots()
+    >>> label_legend(axes, ["oedema"], ["#E69F00"])
+    >>> axes.get_legend().get_texts()[0].get_text()
+    'oedema'
+    """
+    patches = [Patch(color=c, label=n) for n, c in zip(names, colours, strict=True)]
+    axes.legend(
+        handles=patches,
+        loc="lower left",
+        fontsize="small",
+        labelcolor="white",
+        facecolor="black",
+    )
+
+
 def show_image(
     axes: Axes,
     image: npt.ArrayLike,

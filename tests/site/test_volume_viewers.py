@@ -8,6 +8,9 @@ import pytest
 from playwright.sync_api import Locator
 from steps import PICTURE, drawn, move, viewer
 
+from medimg_utils.viewers import SurfaceViewer
+from medimg_utils.viewers.surface import rasterise
+
 PANE = ".medimg-picture"
 
 
@@ -273,3 +276,131 @@ def test_a_slider_of_the_planes_changes_the_picture(planes, trait, value) -> Non
     before = canvas.evaluate(PICTURE)
     move(planes, trait, value)
     assert canvas.evaluate(PICTURE) != before
+
+
+@pytest.fixture
+def egg(visit, demo: Path) -> Locator:
+    return viewer(visit.open(demo / "volumes.html"), "An egg")
+
+
+def hide(root: Locator, *names: str) -> None:
+    for name in names:
+        root.get_by_label(f"Show: {name}").uncheck()
+    drawn(root.page)
+
+
+def blue(canvas: Locator) -> np.ndarray:
+    """Pixels (H, W) of the kernel, whose colour is sky blue; letters are grey."""
+    script = """node => {
+      const {width, height} = node;
+      const data = node.getContext("2d").getImageData(0, 0, width, height).data;
+      const out = [];
+      for (let i = 0; i < data.length; i += 4) out.push(data[i + 2] > data[i] + 15);
+      return [width, height, out];
+    }"""
+    width, height, values = canvas.evaluate(script)
+    return np.array(values).reshape(height, width)
+
+
+def kernel() -> SurfaceViewer:
+    x, y, z = np.mgrid[-40:41, -50:51, -20:21]
+    egg = (x / 38) ** 2 + (y / 48) ** 2 + (z / 18) ** 2 < 1
+    far = (x - 16) ** 2 + (y - 22) ** 2 + 4 * z**2
+    labels = np.where(far < 100, 1, np.where(far < 200, 2, 0))
+    names = {1: "kernel", 2: "shell", 4: "nothing"}
+    return SurfaceViewer(labels, (1, 1, 2), names=names, brain=egg)
+
+
+@pytest.mark.parametrize(
+    ("name", "turn", "tilt"),
+    [
+        ("From the front", 0, 0),
+        ("From the patient's right", 90, 0),
+        ("From the patient's left", -90, 0),
+        ("From above", 0, 90),
+    ],
+)
+def test_a_surface_is_drawn_where_python_sees_it(egg, name, turn, tilt) -> None:
+    hide(egg, "shell", "brain")
+    egg.get_by_role("button", name=name).click()
+    drawn(egg.page)
+    seen = blue(egg.locator("canvas").first)
+    same = kernel()
+    size = seen.shape[0]
+    view = rasterise(same._meshes[0], same._middle, turn, tilt, size, same._radius)
+    expected = np.isfinite(view.depth)
+    # A letter may hide a part; the place must be the same.
+    assert (seen & expected).sum() > 0.9 * max(seen.sum(), expected.sum()) > 100
+
+
+def test_the_kernel_changes_sides_with_the_viewer(egg) -> None:
+    hide(egg, "shell", "brain")
+    canvas = egg.locator("canvas").first
+    move(egg, "turn", 0)
+    assert np.argwhere(blue(canvas))[:, 1].mean() < 220  # patient's right
+    move(egg, "turn", 179)
+    assert np.argwhere(blue(canvas))[:, 1].mean() > 220
+
+
+@pytest.mark.parametrize(
+    ("trait", "value"),
+    [("turn", -30), ("tilt", 60), ("opacity", 0.2), ("brain_opacity", 0.9)],
+)
+def test_a_slider_of_the_surfaces_changes_the_picture(egg, trait, value) -> None:
+    canvas = egg.locator("canvas").first
+    before = canvas.evaluate(PICTURE)
+    move(egg, trait, value)
+    assert canvas.evaluate(PICTURE) != before
+
+
+@pytest.mark.parametrize("name", ["kernel", "shell", "brain"])
+def test_a_surface_can_be_taken_away(egg, name: str) -> None:
+    canvas = egg.locator("canvas").first
+    before = canvas.evaluate(PICTURE)
+    hide(egg, name)
+    assert canvas.evaluate(PICTURE) != before
+
+
+def test_the_legend_counts_what_python_counts(egg) -> None:
+    items = egg.locator(".medimg-legend li").all_inner_texts()
+    volumes = kernel().volumes()
+    assert items == [
+        f"kernel: {volumes['kernel']:.1f} cm³",
+        f"shell: {volumes['shell']:.1f} cm³",
+        "nothing: none",
+    ]
+
+
+def test_surfaces_turn_by_keyboard_and_mouse(egg) -> None:
+    canvas = egg.locator("canvas").first
+    angles = egg.locator('input[data-trait="turn"], input[data-trait="tilt"]')
+    canvas.scroll_into_view_if_needed()
+    canvas.focus()
+    egg.page.keyboard.press("ArrowRight")
+    egg.page.keyboard.press("ArrowDown")
+    assert [one.input_value() for one in angles.all()] == ["45", "25"]
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    egg.page.mouse.move(x, y)
+    egg.page.mouse.down()
+    egg.page.mouse.move(x + box["width"] / 10, y - box["height"] / 20)
+    egg.page.mouse.up()
+    turn, tilt = (float(one.input_value()) for one in angles.all())
+    assert turn == pytest.approx(65, abs=1)
+    assert tilt == pytest.approx(15, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("turn", "tilt", "text"),
+    [
+        (0, 0, "from the front of the patient."),
+        (90, 0, "from the right of the patient."),
+        (-80, 30, "from the left of the patient, from above."),
+        (-180, -30, "from the back of the patient, from below."),
+        (0, 80, "from above."),
+    ],
+)
+def test_words_say_where_the_viewer_stands(egg, turn, tilt, text) -> None:
+    move(egg, "turn", turn)
+    move(egg, "tilt", tilt)
+    assert egg.locator(".medimg-readout").inner_text() == f"Seen {text}"
