@@ -809,8 +809,19 @@ class Prediction(NamedTuple):
     seconds: float
 
 
-def predict_case(run: Run, case: Case, segmenter: Segmenter) -> Prediction:
+def predict_case(
+    run: Run,
+    case: Case,
+    segmenter: Segmenter,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Prediction:
     """Read one case and segment it.
+
+    Args:
+        run: whose networks the segmenter has.
+        case: to read.
+        segmenter: in the wanted mode.
+        clock: for the seconds of the prediction.
 
     Raises:
         ImageError: a file cannot be used.
@@ -818,11 +829,11 @@ def predict_case(run: Run, case: Case, segmenter: Segmenter) -> Prediction:
     """
     scan = load(case)
     prepared = prepare_scan(case, scan, run.experiment.voxel)
-    started = time.perf_counter()
+    started = clock()
     labels = segmenter.labels(prepared)
     least = least_enhancing(run, segmenter.mode)
     labels = without_small_enhancing(labels, _voxel_cm3(scan), least)
-    return Prediction(scan, prepared, labels, time.perf_counter() - started)
+    return Prediction(scan, prepared, labels, clock() - started)
 
 
 # --------------------------------------------------------------------------------- evaluate
@@ -993,6 +1004,9 @@ def compare_modes(
 ) -> dict[str, Any]:
     """Price and worth of the modes of inference, on the same unseen patients.
 
+    On a CPU the seconds are those of the processor, summed over its threads: other work
+    on the machine does not lengthen them.
+
     Args:
         data: folder of a release.
         run: folder of a run, or `lab`.
@@ -1002,18 +1016,21 @@ def compare_modes(
         progress: show a bar.
 
     Returns:
-        mode → `seconds` (median), `times_as_fast` as the reference (of the summed times),
-        `agreement` (mean Dice of WT, TC and ET between both modes' labels), `dice` (mean
-        against the truth), and `difference` of that to the reference with `interval`.
+        `n`, `clock` (`processor` or `wall`), and `modes`: mode → `seconds` (median),
+        `times_as_fast` as the reference (of the summed times), `agreement` (mean Dice of
+        WT, TC and ET between both modes' labels), `dice` (mean against the truth), and
+        `difference` of that to the reference with `interval`.
     """
     loaded = load_run(run)
     cases = unseen_cases(loaded, data)[0][:limit]
     segmenters = {mode: Segmenter(loaded.networks, mode) for mode in modes}
+    on_cpu = device_name() == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
     rows: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     for case in tqdm(cases, "compare", disable=not progress, leave=False):
         first: NDArray[np.uint8] | None = None
         for mode, segmenter in segmenters.items():
-            scan, _, labels, seconds = predict_case(loaded, case, segmenter)
+            scan, _, labels, seconds = predict_case(loaded, case, segmenter, clock)
             first = labels if first is None else first
             against = dices(labels, _truth(scan))
             rows[mode].append(
@@ -1026,7 +1043,11 @@ def compare_modes(
             )
     patients = np.array([patient_digest(case.patient) for case in cases])
     reference = rows[modes[0]]
-    answer: dict[str, Any] = {"n": len(cases), "modes": {}}
+    answer: dict[str, Any] = {
+        "n": len(cases),
+        "clock": "processor" if on_cpu else "wall",
+        "modes": {},
+    }
     for mode, values in rows.items():
         columns = {
             name: np.array([row[name] for row in values]) for name in ("mean", *REGIONS)

@@ -161,7 +161,7 @@ def _true_masks(release: Path) -> dict[str, Any]:
     return survival.compare(survival_cohort(read_brats(release)))
 
 
-def recovered(release: Path) -> dict[str, Any]:
+def recovered(release: Path, *, trees: int = 100) -> dict[str, Any]:
     """Does a regression find the coefficients that survival was simulated with?
 
     All simulated patients take part, also those whose survival the release's table does
@@ -169,6 +169,7 @@ def recovered(release: Path) -> dict[str, Any]:
 
     Args:
         release: a simulated one.
+        trees: of the random forest.
 
     Returns:
         `coefficients` (name → `true`, `estimate`, `interval` at 95 %, `inside`) and
@@ -200,7 +201,7 @@ def recovered(release: Path) -> dict[str, Any]:
     return {
         "n": len(rows),
         "coefficients": coefficients,
-        "leave_one_out": survival.compare(removed),
+        "leave_one_out": survival.compare(removed, trees=trees),
     }
 
 

@@ -387,6 +387,71 @@ def test_the_commands_work_together(run, brats, tmp_path, monkeypatch, toy):
     assert "days" in done.output
 
 
+def spoil_shape(folder, name):
+    image = nib.load(folder / name)
+    cut = image.slicer[:-1]
+    nib.save(nib.Nifti1Image(np.asarray(cut.dataobj), image.affine), folder / name)
+
+
+def spoil_affine(folder, name):
+    image = nib.load(folder / name)
+    affine = image.affine + np.pad([[5.0]], ((0, 3), (3, 0)))
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), folder / name)
+
+
+def spoil_bytes(folder, name):
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+
+
+def spoil_values(folder, name):
+    image = nib.load(folder / name)
+    voxels = np.asarray(image.dataobj, dtype=np.float32)
+    voxels[20, 20, 20] = np.nan
+    nib.save(nib.Nifti1Image(voxels, image.affine), folder / name)
+
+
+def remove(folder, name):
+    (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_shape, spoil_affine, spoil_bytes, spoil_values, remove]
+)
+@pytest.mark.parametrize("layout", ["brats2020", "brats2023", "brats2024"])
+def test_a_case_that_cannot_be_used_leaves_nothing_behind(
+    spoil, layout, run, tmp_path, write_case
+):
+    folder = write_case(tmp_path / "data", layout, 31)
+    ending = "_t2" if layout == "brats2020" else "-t2w"
+    name = f"{folder.name}{ending}.nii.gz"
+    spoil(folder, name)
+    out = tmp_path / "out"
+    done = call("predict", "brain", folder, "--run", run, "--out", out, "--quiet")
+    assert done.exit_code != 0
+    assert isinstance(done.exception, InputError)
+    assert name in str(done.exception)
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_wrong_label_stops_the_evaluation(run, tmp_path, write_case):
+    folder = write_case(tmp_path / "data", "brats2021", 31)
+    mask = folder / f"{folder.name}_seg.nii.gz"
+    image = nib.load(mask)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[voxels == 4] = 3  # the label of 2023
+    nib.save(nib.Nifti1Image(voxels, image.affine), mask)
+    out = tmp_path / "numbers.json"
+    done = call(
+        "evaluate", "brain", "--data", tmp_path / "data", "--run", run, "--out", out,
+        "--quiet",
+    )  # fmt: skip
+    assert isinstance(done.exception, ImageError)
+    assert mask.name in str(done.exception)
+    assert "0, 1, 2, 4" in str(done.exception)
+    assert not out.exists()
+
+
 def test_an_error_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         "sys.argv",

@@ -117,7 +117,7 @@ def test_a_stopped_lab_run_goes_on(stored):
 
 
 def test_coefficients_are_recovered_where_they_are_true(tmp_path):
-    found = recovered(write_cohort(tmp_path / "a", n=120))
+    found = recovered(write_cohort(tmp_path / "a", n=120), trees=3)
     assert found["n"] == 120
     assert found["leave_one_out"]["n"] == 80
     assert found["leave_one_out"]["all"]["mse"] < found["leave_one_out"]["age"]["mse"]
@@ -126,7 +126,7 @@ def test_coefficients_are_recovered_where_they_are_true(tmp_path):
         assert low <= row["estimate"] <= high
         assert row["estimate"] == pytest.approx(row["true"], abs=25), name
     assert sum(row["inside"] for row in found["coefficients"].values()) >= 5
-    wrong = recovered(write_cohort(tmp_path / "b", n=120, age=+6.5))
+    wrong = recovered(write_cohort(tmp_path / "b", n=120, age=+6.5), trees=3)
     assert not wrong["coefficients"]["age"]["inside"]
 
 

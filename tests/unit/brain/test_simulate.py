@@ -373,6 +373,23 @@ def test_ensure_release_makes_what_the_size_says(monkeypatch, tmp_path):
     assert len(set(seeds)) == len(seeds)
 
 
+@pytest.mark.parametrize("name", ["simulation.json", "unfinished.json"])
+def test_ensure_release_replaces_what_an_older_version_made(
+    name, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(simulate, "simulate_release", lambda out, plan, **rest: out)
+    settings = replace(get_settings(), data=tmp_path)
+    out = tmp_path / "brain-tiny"
+    for version, kept in ((simulate.VERSION - 1, False), (simulate.VERSION, True)):
+        out.mkdir(exist_ok=True)
+        (out / name).write_text(json.dumps({"version": version}))
+        ensure_release("tiny", settings)
+        assert out.exists() == kept
+    (out / name).write_text("damaged")  # the simulation itself says what to do
+    ensure_release("tiny", settings)
+    assert out.exists()
+
+
 # --- command line ---------------------------------------------------------------------
 
 

@@ -154,7 +154,7 @@ def test_scores_by_hand():
 def test_the_control_knows_nothing():
     table = compare(cohort(30, noise=40), trees=10)
     assert set(table) == {"n", "mean", *VARIANTS, FOREST}
-    assert table["mean"]["spearman"] < 0  # leaving one out moves the mean away from it
+    assert np.isnan(table["mean"]["spearman"])
     assert table["age"]["mse"] < table["mean"]["mse"]
     assert table["all"]["mse"] < table["age"]["mse"]
     assert table[FOREST]["spearman"] > 0.2
