@@ -7,6 +7,7 @@ layout is; this module says how a folder or a table is opened, and how the findi
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +98,22 @@ def describe_release(
     """What a number was measured on: folder, counts, whether it is simulated.
 
     A simulation leaves `simulation.json` in the folder it writes, or beside it where
-    the layout of the release has no room for another file.
+    the layout of the release has no room for another file.  Its digest, `simulation`,
+    tells one simulation from another in a folder of the same name.
     """
     folder = Path(root).resolve()
-    simulated = any(
-        (place / "simulation.json").is_file() for place in (folder, folder.parent)
-    )
-    return {"folder": folder.name, **counts, "simulated": simulated}
+    described: dict[str, str | int | bool] = {
+        "folder": folder.name,
+        **counts,
+        "simulated": False,
+    }
+    for place in (folder, folder.parent):
+        if (place / "simulation.json").is_file():
+            digest = digest_of(place / "simulation.json")
+            return described | {"simulated": True, "simulation": digest}
+    return described
+
+
+def digest_of(path: Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

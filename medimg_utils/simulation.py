@@ -75,7 +75,7 @@ def write_in_parts(
     Raises
     ------
     InputError
-        ``out`` holds something else, or a release with other settings.
+        ``out`` holds something else, a release with other settings, or damaged notes.
     """
     if not needs_work(out, settings, workers):
         return False
@@ -119,7 +119,7 @@ def write_in_parts(
                     raise
     for leftover in out.rglob(".partial-*"):  # of processes that were killed
         leftover.unlink()
-    finish([json.loads(files[part.name].read_text(encoding="utf-8")) for part in parts])
+    finish([_read(file, file) for file in files.values()])
     write_json_atomic(out / "simulation.json", settings)
     _tidy_up(out)
     return True
@@ -143,7 +143,7 @@ def needs_work(
         raise InputError(f"{out} is not a folder; choose another")
     done, started = out / "simulation.json", out / "unfinished.json"
     for file in (done, started):
-        if file.exists() and _read(file) != to_json(settings):
+        if file.exists() and _read(file, out, dict) != to_json(settings):
             raise InputError(
                 f"{out} holds a simulation with other settings (see {file.name}); "
                 "choose another folder or delete this one"
@@ -156,11 +156,48 @@ def needs_work(
     return True
 
 
-def _read(file: Path) -> Any:
+def remove_older(out: Path, settings: Mapping[str, Any]) -> None:
+    """Delete a release that an older version of its simulation made from one plan.
+
+    Other releases stay, and what is damaged: :func:`needs_work` refuses both.
+
+    Parameters
+    ----------
+    out: folder of the release; it need not exist.
+    settings: of the plan, JSON-able, with the present ``version``.  A plan of an older
+        version may lack some of them.
+    """
+    for file in (out / "simulation.json", out / "unfinished.json"):
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            older = stored["version"] < settings["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if older and _agrees(stored | {"version": settings["version"]}, settings):
+            shutil.rmtree(out)
+
+
+def _agrees(older: Any, present: Any) -> bool:
+    """Whether all that an older plan says is what the present one says."""
+    if isinstance(older, Mapping) and isinstance(present, Mapping):
+        return all(
+            key in present and _agrees(value, present[key])
+            for key, value in older.items()
+        )
+    return bool(older == to_json(present))
+
+
+def _read(file: Path, damaged: Path, kind: type = object) -> Any:
+    """Content of a file; ``damaged`` is what to delete where that is not such JSON."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return None  # damaged: agrees with no settings
+        value = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(value, kind):
+            raise ValueError(f"it holds a {type(value).__name__}")
+    except ValueError as error:  # so are errors of JSON and of UTF-8
+        raise InputError(
+            f"{file} is damaged ({error}); delete {damaged} and simulate anew"
+        ) from error
+    return value
 
 
 def _do(work: Callable[..., Any], part: Part, record: Path) -> None:

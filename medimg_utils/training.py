@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from medimg_utils.errors import InputError
 from medimg_utils.io import atomic_path, to_json, write_json_atomic, write_text_atomic
 
 Batch = dict[str, Any]
+Item = TypeVar("Item")
 # (step, steps, peak, rows of the log so far) → learning rate
 Schedule = Callable[[int, int, float, Sequence[Mapping[str, Any]]], float]
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
@@ -85,11 +86,24 @@ def epoch_batches(
         groups: (n,) the patient of each image; needed with `matched`.
         matched: share of the positives that are followed, in their batch, by a negative
             of the same group, where there is one; the other positives are followed by a
-            negative of any group. Half of the draws are positive then.
+            negative of any group. Half of the draws are positive then, so it needs even
+            batches, takes no `positive_share`, and draws n + 1 where n is odd.
+
+    Raises:
+        InputError: settings that contradict each other or the data.
     """
+    for name, values in (("labels", labels), ("groups", groups)):
+        if values is not None and len(values) != n:  # type: ignore[arg-type]
+            raise InputError(f"there are {n} images, but {len(values)} {name}.")  # type: ignore[arg-type]
     random = np.random.default_rng(stable_seed(seed, epoch))
     order: ArrayLike
     if matched:
+        if positive_share is not None or batch_size % 2:
+            raise InputError(
+                "matching fills batches with pairs of a positive and a negative: it "
+                f"needs an even batch size, not {batch_size}, and no share of positives "
+                f"beside it, not {positive_share}."
+            )
         order = _matched_order(n, random, np.asarray(labels, bool), groups, matched)
     elif positive_share is None:
         order = random.permutation(n)
@@ -111,7 +125,7 @@ def epoch_batches(
     drawn = np.asarray(order).tolist()
     return [
         [(epoch, index) for index in drawn[start : start + batch_size]]
-        for start in range(0, n, batch_size)
+        for start in range(0, len(drawn), batch_size)
     ]
 
 
@@ -133,12 +147,42 @@ def _matched_order(
     partners: dict[Any, list[int]] = {}
     for index in negatives:
         partners.setdefault(groups[index], []).append(index)
-    rounds = math.ceil(n / 2 / len(positives))
+    pairs = math.ceil(n / 2)
+    rounds = math.ceil(pairs / len(positives))
     order: list[int] = []
     for index in (k for _ in range(rounds) for k in random.permutation(positives)):
         same = partners.get(groups[int(index)]) if random.random() < matched else None
         order += [int(index), int(random.choice(same or negatives))]
-    return order[:n]
+    return order[: 2 * pairs]
+
+
+def device_share(
+    batch: list[Item], rank: int, devices: int, *, together: int = 1
+) -> list[Item]:
+    """The part of a batch that one of several devices works on.
+
+    Parts are contiguous and never empty: a device without work would keep the others
+    waiting. So the last batch of an epoch, where it is too small for all devices, gives
+    some of it to more than one.
+
+    Args:
+        batch: images of the whole step.
+        rank: of the device, counted from 0.
+        devices: how many there are.
+        together: images that follow each other and stay together; 2 where they are
+            matched.
+
+    >>> [device_share([1, 2, 3, 4, 5, 6], rank, 2, together=2) for rank in (0, 1)]
+    [[1, 2], [3, 4, 5, 6]]
+    >>> [device_share([1, 2], rank, 3) for rank in range(3)]
+    [[1], [2], [1]]
+    """
+    units = math.ceil(len(batch) / together)
+    if units < devices:
+        first, last = rank % units, rank % units + 1
+    else:
+        first, last = (units * k // devices for k in (rank, rank + 1))
+    return batch[first * together : last * together]
 
 
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
@@ -433,7 +477,12 @@ def fit(
                 state["step"] - epoch * per_epoch
             )  # batches of this epoch before the kill
             shares = [
-                batch[fabric.global_rank :: fabric.world_size]
+                device_share(
+                    batch,
+                    fabric.global_rank,
+                    fabric.world_size,
+                    together=2 if matched else 1,
+                )
                 for batch in batches[done:]
             ]
             loader = DataLoader(

@@ -14,7 +14,7 @@ from medimg_utils.settings import SIZES
 README = Path(__file__).parents[2] / "README.md"
 START = "<!-- run sizes: written by book/_ext/run_sizes.py -->"
 END = "<!-- end of run sizes -->"
-HEAD = "| use case | size | hardware | minutes | measured (95 % interval) | on |"
+HEAD = "| use case | size | hardware | minutes of training | measured (95 % interval) | on |"
 
 
 def row(name: str, result: dict[str, Any]) -> str:

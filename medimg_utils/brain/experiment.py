@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -94,6 +94,7 @@ from medimg_utils.training import (
     stable_seed,
 )
 
+Network = TypeVar("Network", bound=nn.Module)
 STAGES = ("find", "segment", "one-pass")  # folders of a run, one a network
 REHEARSE = "rehearse"  # folder of what the second network may learn beforehand
 ENDINGS = ("_seg.nii.gz", ".json")  # of the files that predict writes
@@ -512,7 +513,7 @@ def exponential(decay: float, stairs: int = 300) -> Schedule:
     return schedule
 
 
-def _initial(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def _initial(build: Callable[[], Network], seed: int) -> Network:
     """A network with weights that follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed))
@@ -554,11 +555,10 @@ def _patches(
     )
 
 
-def _fixed(segment: nn.Module, patches: Patches, count: int) -> UnpaddedUNet:
+def _fixed(segment: UnpaddedUNet, patches: Patches, count: int) -> UnpaddedUNet:
     """Step 2 with the statistics of some training patches."""
     step = max(1, len(patches) // count)
     chosen = [patches[k]["image"][None] for k in range(0, len(patches), step)]
-    assert isinstance(segment, UnpaddedUNet)
     return fix_statistics(segment, chosen[:count])
 
 
@@ -618,7 +618,8 @@ def choose_on_validation(
     all regions becomes the default.
 
     Returns:
-        `mode`, and `modes` with what was chosen for each and the numbers behind it.
+        `mode`, and `modes` with what was chosen for each and the numbers behind it;
+        `chosen_on` is None for the validation patients of the run.
     """
     found: dict[str, Any] = {}
     truths = []
@@ -645,7 +646,7 @@ def choose_on_validation(
             "mean_dice": float(np.mean(list(by_least[best].values()))),
         }
     mode = max(found, key=lambda name: found[name]["mean_dice"])
-    return {"mode": mode, "modes": found}
+    return {"mode": mode, "modes": found, "chosen_on": None}
 
 
 def _voxel_cm3(scan: Scan) -> float:
@@ -783,6 +784,40 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     )
 
 
+def choose_anew(
+    run: str | os.PathLike[str], data: str | os.PathLike[str], *, progress: bool = True
+) -> dict[str, Any]:
+    """Choose mode and rule for small enhancing tumours anew, on more patients.
+
+    Among a few validation patients hardly one has a tumour that does not enhance, and the
+    rule is about these. The networks stay as they are. The run remembers the patients as
+    validation patients, so that nothing is ever measured on them.
+
+    Args:
+        run: folder of a finished run.
+        data: folder of a release; patients of the run are left out.
+        progress: show bars.
+
+    Returns:
+        What `choose_on_validation` returns, with `chosen_on`: the data.
+
+    Raises:
+        LeakError: nobody is left.
+    """
+    loaded = load_run(run)
+    cases = unseen_cases(loaded, data)[0]
+    prepared = prepare_cases(cases, loaded.experiment.voxel, progress=progress)
+    choices = choose_on_validation(loaded.networks, cases, prepared, progress=progress)
+    choices["chosen_on"] = describe_data(data, cases)
+    patients = loaded.facts["patients"]
+    known = sorted({*patients["validation"], *_digests(cases)})
+    write_json_atomic(
+        (Path(run) / BEST).with_suffix(".json"),
+        {**loaded.facts, **choices, "patients": {**patients, "validation": known}},
+    )
+    return choices
+
+
 def least_enhancing(run: Run, mode: str) -> float:
     """cm³ of enhancing tumour below which a mode's answer is called core.
 
@@ -809,19 +844,8 @@ class Prediction(NamedTuple):
     seconds: float
 
 
-def predict_case(
-    run: Run,
-    case: Case,
-    segmenter: Segmenter,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Prediction:
+def predict_case(run: Run, case: Case, segmenter: Segmenter) -> Prediction:
     """Read one case and segment it.
-
-    Args:
-        run: whose networks the segmenter has.
-        case: to read.
-        segmenter: in the wanted mode.
-        clock: for the seconds of the prediction.
 
     Raises:
         ImageError: a file cannot be used.
@@ -829,11 +853,11 @@ def predict_case(
     """
     scan = load(case)
     prepared = prepare_scan(case, scan, run.experiment.voxel)
-    started = clock()
+    started = time.perf_counter()
     labels = segmenter.labels(prepared)
     least = least_enhancing(run, segmenter.mode)
     labels = without_small_enhancing(labels, _voxel_cm3(scan), least)
-    return Prediction(scan, prepared, labels, clock() - started)
+    return Prediction(scan, prepared, labels, time.perf_counter() - started)
 
 
 # --------------------------------------------------------------------------------- evaluate
@@ -1004,6 +1028,7 @@ def compare_modes(
 ) -> dict[str, Any]:
     """Price and worth of the modes of inference, on the same unseen patients.
 
+    The rule for small enhancing tumours, which each mode chooses for itself, is left out.
     On a CPU the seconds are those of the processor, summed over its threads: other work
     on the machine does not lengthen them.
 
@@ -1028,9 +1053,13 @@ def compare_modes(
     clock = time.process_time if on_cpu else time.perf_counter
     rows: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     for case in tqdm(cases, "compare", disable=not progress, leave=False):
+        scan = load(case)
+        prepared = prepare_scan(case, scan, loaded.experiment.voxel)
         first: NDArray[np.uint8] | None = None
         for mode, segmenter in segmenters.items():
-            scan, _, labels, seconds = predict_case(loaded, case, segmenter, clock)
+            started = clock()
+            labels = segmenter.labels(prepared)
+            seconds = clock() - started
             first = labels if first is None else first
             against = dices(labels, _truth(scan))
             rows[mode].append(

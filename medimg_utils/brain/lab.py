@@ -21,20 +21,24 @@ from medimg_utils.brain.experiment import (
     REHEARSE,
     STAGES,
     Experiment,
+    choose_anew,
     compare_modes,
     evaluate,
     from_json,
     survival_cohort,
     train,
 )
+from medimg_utils.brain.inference import MODES
 from medimg_utils.brain.simulate import ensure_release
+from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe
 from medimg_utils.io import write_json_atomic
 from medimg_utils.training import BEST, LOG, load_tensors, read_log
 
 NAME = "brain-lab"
 UNSEEN = "unseen-patients"
-COMPARED = 8  # patients on whom the reference is computed too: minutes for each
+QUICK = 24  # patients on whom both quick modes are compared
+COMPARED = 3  # of them with the reference: minutes of a core for each
 DIGITS = 4  # of the numbers of a single patient
 
 
@@ -49,9 +53,9 @@ def run_lab(
     """Train the lab size on the given folds, measure, and store networks and numbers.
 
     The networks of the first fold are shipped.  They are measured on a release of new
-    patients, in the mode that their validation patients chose, and in the other quick
-    mode; on some of the new patients the slow reference is computed too.  The other
-    folds add their own held-out patients.
+    patients, in the mode that yet other patients chose.  On some of these patients the
+    quick modes are compared with each other, and on a few with the slow reference.
+    The other folds add their own held-out patients.
 
     Args:
         runs: folder that holds (or will hold) one run a fold.
@@ -70,13 +74,15 @@ def run_lab(
             train(release, run, experiment, fold=fold, resume=True, progress=progress)
     shipped = runs / f"{NAME}-fold{folds[0]}"
     about = (shipped / BEST).with_suffix(".json")
+    if json.loads(about.read_text(encoding="utf-8"))["chosen_on"] is None:
+        choose_anew(shipped, ensure_release("lab-choice"), progress=progress)
     pretrained.store(NAME, {stage: shipped / stage / BEST for stage in STAGES}, about)
     other = ensure_release("lab-test")
     unseen = _evaluate_once(shipped / f"{UNSEEN}.json", other, shipped, progress)
     quick = _once(
         shipped / "quick-modes.json",
         lambda: compare_modes(
-            other, shipped, modes=("fast", "one-pass"), progress=progress
+            other, shipped, limit=QUICK, modes=MODES[1:], progress=progress
         ),
     )
     modes = _once(
@@ -114,8 +120,7 @@ def run_lab(
                 shipped / "survival.json", lambda: _true_masks(release)
             ),
             "large cohort": _once(
-                shipped / "large-cohort.json",
-                lambda: recovered(ensure_release("lab-survival")),
+                shipped / "large-cohort.json", lambda: recovered([release, other])
             ),
         },
         "about": {
@@ -145,9 +150,10 @@ def _training(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "networks": networks,
         "minutes": sum(network["minutes"] for network in networks.values()),
-        "patients": {name: len(ids) for name, ids in facts["patients"].items()},
+        "patients": facts["about"]["n"],
         "chosen_mode": facts["mode"],
-        "validation": facts["modes"],
+        "chosen_on": facts["chosen_on"],
+        "choices": facts["modes"],
         "survival": facts["survival"],
         "about": facts["about"],
     }
@@ -161,35 +167,46 @@ def _true_masks(release: Path) -> dict[str, Any]:
     return survival.compare(survival_cohort(read_brats(release)))
 
 
-def recovered(release: Path, *, trees: int = 100) -> dict[str, Any]:
+def recovered(releases: Sequence[Path], *, trees: int = 100) -> dict[str, Any]:
     """Does a regression find the coefficients that survival was simulated with?
 
     All simulated patients take part, also those whose survival the release's table does
     not list, with the true volumes and the true resection.
 
     Args:
-        release: a simulated one.
+        releases: simulated ones with the same coefficients.
         trees: of the random forest.
 
     Returns:
         `coefficients` (name → `true`, `estimate`, `interval` at 95 %, `inside`) and
         `leave_one_out` scores of all regressions on the patients with gross total
         resection.
+
+    Raises:
+        InputError: the releases have different coefficients.
     """
-    with (release / "simulation-truth.csv").open(newline="", encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
-    plan = json.loads((release / "simulation.json").read_text(encoding="utf-8"))
     names = survival.VARIANTS["all"]
-    rows = [
-        {name: float(row[name]) for name in (*names, "days")}
-        | {"gross_total": float(row["resection"] == "GTR")}
-        for row in table
-    ]
-    found = survival.fit_linear(rows, (*names, "gross_total")).intervals(0.95)
     keys = {name: name.split("_")[0] for name in names} | {"gross_total": "gross_total"}
+    rows, truths = [], []
+    for release in releases:
+        text = (release / "simulation.json").read_text(encoding="utf-8")
+        model = json.loads(text)["survival"]
+        truths.append({name: model[key] for name, key in keys.items()})
+        with (release / "simulation-truth.csv").open(newline="", encoding="utf-8") as f:
+            rows += [
+                {name: float(row[name]) for name in (*names, "days")}
+                | {"gross_total": float(row["resection"] == "GTR")}
+                for row in csv.DictReader(f)
+            ]
+    if any(truth != truths[0] for truth in truths):
+        raise InputError(
+            f"survival was simulated with different coefficients in "
+            f"{', '.join(str(release) for release in releases)}. Give releases of one "
+            "model."
+        )
+    found = survival.fit_linear(rows, (*names, "gross_total")).intervals(0.95)
     coefficients = {}
-    for name, key in keys.items():
-        true = plan["survival"][key]
+    for name, true in truths[0].items():
         value, low, high = found[name]
         coefficients[name] = {
             "true": true,

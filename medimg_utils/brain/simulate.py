@@ -277,18 +277,19 @@ def _version(file: Path) -> int:
         return VERSION  # damaged: the simulation says so
 
 
-#: Releases of the run sizes.  ``lab-test`` holds other patients than ``lab``, whose
-#: resection and survival are all known; ``lab-survival`` is a large cohort without images.
+#: Releases of the run sizes.  Each holds other patients: those of ``lab-choice`` choose
+#: how the lab networks are used, and the table of ``lab-test`` tells the resection of
+#: everyone and the survival of all with a high grade.
 RELEASES = {
     "tiny": Simulation(patients=24, seed=1, spacing=4.0),
     "lab": Simulation(patients=240, seed=100, spacing=2.0),
+    "lab-choice": Simulation(patients=40, seed=150, spacing=2.0),
     "lab-test": Simulation(
         patients=72,
         seed=200,
         spacing=2.0,
         survival=Survival(known_rate=1.0, listed_rate=1.0),
     ),
-    "lab-survival": Simulation(patients=600, seed=300, spacing=4.0, images=False),
 }
 
 

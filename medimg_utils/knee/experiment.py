@@ -75,12 +75,10 @@ from medimg_utils.knee.models import (
 from medimg_utils.knee.preprocess import Augment, middle, prepare
 from medimg_utils.knee.standardise import StandardiseError, Standardiser
 from medimg_utils.release import describe_release
-from medimg_utils.settings import SIZES
 from medimg_utils.splits import LeakError, patient_folds
 from medimg_utils.training import (
     BEST,
     Batch,
-    RunError,
     Schedule,
     fit,
     load_tensors,
@@ -594,16 +592,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: the folder holds no finished run.
     """
-    if str(run) in SIZES:
-        path = pretrained.find(f"knee-{run}")
-        name = path.stem
-    else:
-        path, name = Path(run) / BEST, Path(run).resolve().name
-    if not path.is_file() or not path.with_suffix(".json").is_file():
-        raise RunError(
-            f"{run} holds no finished run ({path.name} and {path.stem}.json). Train "
-            "it, or go on with `train ... --resume`."
-        )
+    path, name = pretrained.find_run("knee", run)
     facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     experiment = Experiment(**facts["experiment"])
     tensors, _ = load_tensors(path)

@@ -56,14 +56,13 @@ from medimg_utils.pneumothorax.preprocess import (
     tiled_probability,
 )
 from medimg_utils.release import describe_release
-from medimg_utils.settings import SIZES
 from medimg_utils.splits import (
     LeakError,
     check_no_leak,
     patient_digest,
     patient_folds,
 )
-from medimg_utils.training import BEST, Batch, RunError, fit, load_tensors, stable_seed
+from medimg_utils.training import BEST, Batch, fit, load_tensors, stable_seed
 
 ENDINGS = (
     ".probability.png",
@@ -132,7 +131,8 @@ class Experiment:
     matched: float = setting(
         0.0,
         why="share of positives that share a batch, and their augmentation, with a "
-        "negative of the same patient: what differs between the two is the disease",
+        "negative of the same patient: what differs between the two is the disease; "
+        "half of the draws are positive then",
     )
     positions: int = setting(2, why="overlapping crops along each axis at prediction")
     specificity: float = setting(0.9, why="at which the score threshold is set")
@@ -152,7 +152,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         pixel_weight=5.0,
         positive_weight=10.0,
         curriculum=0.5,
-        positive_share=0.5,
         matched=0.75,
     ),
     "tiny": Experiment(
@@ -510,16 +509,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: the folder holds no finished run.
     """
-    if str(run) in SIZES:
-        path = pretrained.find(f"pneumothorax-{run}")
-        name = path.stem
-    else:
-        path, name = Path(run) / BEST, Path(run).resolve().name
-    if not path.is_file() or not path.with_suffix(".json").is_file():
-        raise RunError(
-            f"{run} holds no finished run ({path.name} and {path.stem}.json). Train "
-            "it, or go on with `train ... --resume`."
-        )
+    path, name = pretrained.find_run("pneumothorax", run)
     facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     experiment = from_json(facts["experiment"])
     network = UNet(channels=experiment.channels, unshuffle=experiment.unshuffle)

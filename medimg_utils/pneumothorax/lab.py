@@ -2,7 +2,7 @@
 
 :func:`run_lab` is the only writer of the shipped network and of the result
 ``pneumothorax-lab``.  Each step that is already done is not done again, so it can be
-stopped and called anew.
+stopped and called anew.  What was done with other data or another network is noticed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from medimg_utils import pretrained, results
 from medimg_utils.experiments import describe
+from medimg_utils.io import to_json, write_json_atomic
 from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
 from medimg_utils.pneumothorax.simulate import (
     HELD_OUT,
@@ -22,8 +24,10 @@ from medimg_utils.pneumothorax.simulate import (
     ensure_release,
     simulate_release,
 )
+from medimg_utils.release import describe_release, digest_of
 from medimg_utils.settings import get_settings
-from medimg_utils.training import BEST, read_log
+from medimg_utils.simulation import remove_older
+from medimg_utils.training import BEST, RunError, read_log
 
 NAME = "pneumothorax-lab"
 
@@ -33,9 +37,10 @@ def run_lab(
 ) -> dict[str, Any]:
     """Train the lab size on the given folds, measure, and store network and numbers.
 
-    The network of the first fold is shipped.  It is measured on the patients of its own
-    fold, on new patients of the CTs it was trained on, and on new patients of the CT
-    that no lab network has seen.  The other folds add their own held-out patients.
+    The network of the first fold is shipped.  As it is shipped, in half precision, it
+    is measured on the patients of its own fold, on new patients of the CTs it was
+    trained on, and on new patients of the CT that no lab network has seen.  The other
+    folds add their own held-out patients.
 
     Args:
         runs: folder that holds (or will hold) one run a fold.
@@ -44,27 +49,34 @@ def run_lab(
 
     Returns:
         The stored result.
+
+    Raises:
+        RunError: ``runs`` holds a run that was trained on other data.
     """
     data = get_settings().data
     release = ensure_release("lab")
+    present = describe_release(release)["simulation"]
     fold_values = {}
     for fold in folds:
         run = runs / f"{NAME}-fold{fold}"
         if not (run / BEST).with_suffix(".json").is_file():
             train(release, run, "lab", fold=fold, resume=True, progress=progress)
-        fold_values[str(fold)] = _once(run / "held-out.json", release, run, progress)
+        _check_data(run, release, present)
+        if fold == folds[0]:
+            about = (run / BEST).with_suffix(".json")
+            pretrained.store(NAME, {None: run / BEST}, about)
+        network = "lab" if fold == folds[0] else run
+        fold_values[str(fold)] = _once(
+            run / "held-out.json", release, network, progress
+        )
     shipped = runs / f"{NAME}-fold{folds[0]}"
-    weights = shipped / BEST
-    pretrained.store(NAME, {None: weights}, weights.with_suffix(".json"))
     tests = {"held-out-fold": fold_values[str(folds[0])]}
     for name, plan in LAB_TESTS.items():
-        release_of_test = simulate_release(
-            data / f"{NAME}-{name}", plan, data_dir=data, progress=progress
-        )
-        tests[name] = _once(
-            shipped / f"{name}.json", release_of_test, shipped, progress
-        )
-        tests[name]["cases"] = _with_truth(tests[name]["cases"], release_of_test)
+        out = data / f"{NAME}-{name}"
+        remove_older(out, asdict(plan))
+        simulate_release(out, plan, data_dir=data, progress=progress)
+        tests[name] = _once(shipped / f"{name}.json", out, "lab", progress)
+        tests[name]["cases"] = _with_truth(tests[name]["cases"], out)
     facts = json.loads((shipped / BEST).with_suffix(".json").read_text("utf-8"))
     history = read_log(shipped)
     unseen = tests["unseen-patients"]
@@ -101,12 +113,34 @@ def run_lab(
     return result
 
 
-def _once(file: Path, release: Path, run: Path, progress: bool) -> dict[str, Any]:
-    """Evaluate unless the answer is stored already."""
-    if not file.is_file():
-        truth = release / "simulation-truth.csv"
-        evaluate(release, run, out=file, truth=truth, progress=progress)
-    return json.loads(file.read_text(encoding="utf-8"))
+def _check_data(run: Path, release: Path, present: Any) -> None:
+    """Refuse a run that was trained on another simulation than the present one."""
+    facts = json.loads((run / BEST).with_suffix(".json").read_text(encoding="utf-8"))
+    trained_on = facts["data"].get("simulation")
+    if trained_on != present:
+        raise RunError(
+            f"{run} was trained on the simulation {trained_on}, but {release} holds "
+            f"{present}. Give another folder for the runs, or delete this one."
+        )
+
+
+def _once(
+    file: Path, release: Path, network: str | Path, progress: bool
+) -> dict[str, Any]:
+    """Evaluate, unless the answer for this network and these data is stored already."""
+    weights = pretrained.find(NAME) if network == "lab" else Path(network) / BEST
+    of = {
+        "simulation": describe_release(release)["simulation"],
+        "network": digest_of(weights),
+    }
+    if file.is_file():
+        stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if stored.get("of") == of:
+            return stored
+    truth = release / "simulation-truth.csv"
+    answer = evaluate(release, network, truth=truth, progress=progress)
+    write_json_atomic(file, {**answer, "of": of})
+    return to_json({**answer, "of": of})
 
 
 def _headline(values: dict[str, Any]) -> dict[str, Any]:

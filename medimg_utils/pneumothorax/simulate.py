@@ -18,17 +18,12 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
-import os
-import shutil
 from collections.abc import Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -40,13 +35,12 @@ from pydicom.uid import (
 )
 from scipy import ndimage as ndi
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import (
     atomic_path,
     encode_rle,
-    write_json_atomic,
+    to_json,
     write_text_atomic,
 )
 from medimg_utils.pneumothorax.collapse import (
@@ -73,6 +67,7 @@ from medimg_utils.pneumothorax.technique import (
 )
 from medimg_utils.pneumothorax.view import View, make_view
 from medimg_utils.settings import Settings, get_settings
+from medimg_utils.simulation import Part, needs_work, remove_older, write_in_parts
 
 #: Mask area as a share of the image at the 5, 25, 50, 75 and 95 % quantile of the
 #: 2,669 positive images of the SIIM-ACR table (counted from the public table).
@@ -200,7 +195,7 @@ def simulate_release(
     AnatomyError
         The anatomy cannot be fetched.
     """
-    settings = json.loads(json.dumps(asdict(plan)))
+    settings = to_json(asdict(plan))
     return _write_patients(
         plan, range(plan.patients), settings, out, workers, data_dir, progress
     )
@@ -251,7 +246,7 @@ def simulate_films(
             "another version"
         )
     indices = sorted({owner[name] for name in image_ids})
-    settings = json.loads(json.dumps({**asdict(plan), "written": indices}))
+    settings = to_json({**asdict(plan), "written": indices})
     return _write_patients(plan, indices, settings, out, workers, data_dir, progress)
 
 
@@ -265,81 +260,30 @@ def _write_patients(
     progress: bool,
 ) -> Path:
     """Simulate patients of a plan and join their tables, unless that is done."""
-    if workers is not None and workers < 1:
-        raise InputError(f"workers is {workers}; at least 1 is needed")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is not a folder; choose another")
-    done = out / "simulation.json"
-    started = out / "unfinished.json"
-    parts = out / "unfinished"
-    for file in (done, started):
-        if file.exists() and _read_json(file, out) != settings:
-            raise InputError(
-                f"{out} holds a simulation with other settings (see {file.name}); "
-                "choose another folder or delete this one"
-            )
-    if done.exists():
-        _tidy_up(parts, started)  # the call that finished may have been killed here
+    if not needs_work(out, settings, workers):
         return out
-    if out.exists() and any(out.iterdir()) and not started.exists():
-        raise InputError(f"{out} is not empty and holds no simulation; choose another")
     prepare(plan.anatomies, data_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(started, settings)
-
     schedule = _schedule(plan)
-    parts.mkdir(exist_ok=True)
-    missing = [i for i in indices if not (parts / f"{i:06d}.json").exists()]
-    total = sum(len(schedule[i]) for i in indices)
-    bar = tqdm(
-        total=total,
-        initial=total - sum(len(schedule[i]) for i in missing),
-        desc="simulating radiographs",
+    parts = [
+        Part(f"{i:06d}", (plan, i, schedule[i], out, data_dir), units=len(schedule[i]))
+        for i in indices
+    ]
+
+    def finish(patients: list[list[dict[str, Any]]]) -> None:
+        _finish(out, [row for rows in patients for row in rows])
+
+    write_in_parts(
+        out,
+        settings,
+        parts,
+        _simulate_patient,
+        finish,
+        workers=workers,
+        progress=progress,
+        title="simulating radiographs",
         unit="film",
-        disable=not progress,
     )
-    count = min(workers or os.cpu_count() or 1, len(missing)) or 1
-    jobs = [(plan, i, schedule[i], out, data_dir) for i in missing]
-    with bar:
-        if count == 1:
-            threads = torch.get_num_threads()
-            try:
-                for job in jobs:
-                    _simulate_patient(*job)
-                    bar.update(len(job[2]))
-            finally:
-                torch.set_num_threads(threads)
-        else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(count, mp_context=context) as pool:
-                futures = {pool.submit(_simulate_patient, *job): job for job in jobs}
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update(len(futures[future][2]))
-    for leftover in out.rglob(".partial-*"):  # of processes that were killed
-        leftover.unlink()
-    _finish(out, parts, indices)
-    write_json_atomic(done, settings)
-    _tidy_up(parts, started)
     return out
-
-
-def _read_json(file: Path, damaged: Path, kind: type = dict) -> Any:
-    """Content of a file; ``damaged`` is what to delete where that is not such JSON."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(value, kind):
-            raise ValueError(f"it holds a {type(value).__name__}")
-    except ValueError as error:  # so are errors of JSON and of UTF-8
-        raise InputError(
-            f"{file} is damaged ({error}); delete {damaged} and simulate anew"
-        ) from error
-    return value
-
-
-def _tidy_up(parts: Path, started: Path) -> None:
-    shutil.rmtree(parts, ignore_errors=True)
-    started.unlink(missing_ok=True)
 
 
 def ensure_release(size: str, settings: Settings | None = None) -> Path:
@@ -347,7 +291,7 @@ def ensure_release(size: str, settings: Settings | None = None) -> Path:
 
     ``tiny``: 24 patients at 512 px, half of the images positive (:data:`TINY`).
     ``lab``: the images that the lab network learned from (:data:`LAB_TRAIN`).  What an
-    older :data:`VERSION` of the simulation left there is made anew.
+    older :data:`VERSION` of the simulation made of the same plan is made anew.
 
     Returns
     -------
@@ -362,9 +306,7 @@ def ensure_release(size: str, settings: Settings | None = None) -> Path:
         )
     data = (settings or get_settings()).data
     out = data / f"pneumothorax-{size}"
-    for file in (out / "simulation.json", out / "unfinished.json"):
-        if file.is_file() and _read_json(file, out).get("version", VERSION) < VERSION:
-            shutil.rmtree(out)
+    remove_older(out, asdict(plans[size]))
     return simulate_release(out, plans[size], data_dir=data)
 
 
@@ -396,9 +338,8 @@ def _schedule(plan: Simulation) -> list[list[bool]]:
 
 def _simulate_patient(
     plan: Simulation, index: int, films: list[bool], out: Path, data_dir: Path | None
-) -> None:
-    """Render and write all films of one patient, then note them in its part file."""
-    torch.set_num_threads(1)
+) -> list[dict[str, Any]]:
+    """Render and write all films of one patient; their rows of the tables."""
     generator = np.random.default_rng([plan.seed, 1, index])
     patient = random_patient(plan.anatomies, plan.rates, generator)
     chest = load_chest(patient.anatomy, data_dir)
@@ -431,7 +372,7 @@ def _simulate_patient(
             )
             row["pair"] = rows[-1]["ImageId"]
         rows.append(row)
-    write_json_atomic(out / "unfinished" / f"{index:06d}.json", rows)
+    return rows
 
 
 def _collapse_somehow(
@@ -556,12 +497,8 @@ def _dicom(
     return ds
 
 
-def _finish(out: Path, parts: Path, indices: Sequence[int]) -> None:
-    """Join the part files into the two tables."""
-    rows = []
-    for index in indices:
-        part = parts / f"{index:06d}.json"
-        rows += _read_json(part, damaged=part, kind=list)
+def _finish(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the two tables."""
     table = ["ImageId, EncodedPixels"]
     table += [f"{row['ImageId']},{runs}" for row in rows for runs in row["runs"]]
     write_text_atomic(out / "train-rle.csv", "\n".join(table) + "\n")

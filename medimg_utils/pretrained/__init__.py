@@ -7,6 +7,7 @@ NAME.safetensors, or NAME.PART.safetensors where several networks work together.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import write_json_atomic
-from medimg_utils.training import load_tensors, save_tensors
+from medimg_utils.settings import SIZES
+from medimg_utils.training import BEST, RunError, load_tensors, save_tensors
 
 FOLDER = Path(__file__).parent
 
@@ -42,6 +44,29 @@ def find(name: str, part: str | None = None) -> Path:
             "train`."
         )
     return path
+
+
+def find_run(use_case: str, run: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Weights and name of a run of one network; the settings lie beside the weights.
+
+    Args:
+        use_case: e.g. `pneumothorax`.
+        run: the folder of a run, or `lab` for the network that travels with the package.
+
+    Raises:
+        RunError: the folder holds no finished run.
+        InputError: no network of this size travels with the package.
+    """
+    if str(run) in SIZES:
+        name = f"{use_case}-{run}"
+        return find(name), name
+    path = Path(run) / BEST
+    if not path.is_file() or not path.with_suffix(".json").is_file():
+        raise RunError(
+            f"{run} holds no finished run ({path.name} and {path.stem}.json). Train "
+            "it, or go on with `train ... --resume`."
+        )
+    return path, Path(run).resolve().name
 
 
 def store(

@@ -1,13 +1,14 @@
 """Work in parts: interrupted or not, one process or two, the release is the same."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import write_text_atomic
-from medimg_utils.simulation import Part, needs_work, write_in_parts
+from medimg_utils.simulation import Part, needs_work, remove_older, write_in_parts
 
 SETTINGS = {"seed": 3, "rates": (0.5, 1)}
 
@@ -90,6 +91,56 @@ def test_what_stands_in_the_way_is_refused(tmp_path):
     make(tmp_path / "done")
     with pytest.raises(InputError, match=r"other settings \(see simulation.json\)"):
         needs_work(tmp_path / "done", {"seed": 4})
-    (tmp_path / "done" / "simulation.json").write_text("{")  # damaged
-    with pytest.raises(InputError, match="other settings"):
-        make(tmp_path / "done")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"seed": 3', b"\xff\x00"])
+def test_damaged_settings_are_an_error_that_says_what_to_delete(tmp_path, content):
+    out = tmp_path / "release"
+    for name in ("simulation.json", "unfinished.json"):
+        make(out)
+        (out / "simulation.json").rename(out / name)
+        (out / name).write_bytes(content)
+        before = contents(out)
+        with pytest.raises(
+            InputError, match=rf"{name} is damaged.*delete .*release and"
+        ):
+            make(out)
+        assert contents(out) == before
+        shutil.rmtree(out)
+
+
+def test_a_damaged_record_is_an_error_that_says_to_delete_it(tmp_path):
+    out = tmp_path / "release"
+    make(out)
+    (out / "simulation.json").rename(out / "unfinished.json")
+    (out / "unfinished").mkdir()
+    for number in (1, 2, 4):
+        (out / "unfinished" / f"{number:03d}.json").write_text("[{")
+    with pytest.raises(InputError, match=r"is damaged.*delete .*004\.json and"):
+        make(out)
+
+
+@pytest.mark.parametrize(
+    ("stored", "stays"),
+    [
+        ({"version": 2, "seed": 3, "rates": {"drain": [0, 1]}}, False),
+        ({"version": 2, "seed": 3, "rates": {}}, False),  # had fewer settings
+        ({"version": 3, "seed": 3, "rates": {"drain": [0, 1]}}, True),
+        ({"version": 2, "seed": 4, "rates": {"drain": [0, 1]}}, True),
+        ({"version": 2, "seed": 3, "rates": {"drain": [0, 0.5]}}, True),
+        ({"version": 2, "seed": 3, "written": [1]}, True),
+        ({"seed": 3}, True),
+        ([2], True),
+    ],
+)
+@pytest.mark.parametrize("name", ["simulation.json", "unfinished.json"])
+def test_only_what_an_older_version_made_of_the_same_plan_is_removed(
+    tmp_path, stored, stays, name
+):
+    plan = {"version": 3, "seed": 3, "rates": {"drain": (0, 1), "line": 0.2}}
+    out = tmp_path / "release"
+    remove_older(out, plan)  # nothing there
+    out.mkdir()
+    (out / name).write_text(json.dumps(stored))
+    remove_older(out, plan)
+    assert out.exists() == stays

@@ -7,6 +7,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -16,6 +18,7 @@ from medimg_utils.training import (
     LAST,
     NotFiniteError,
     RunError,
+    device_share,
     epoch_batches,
     fit,
     learning_rate_at,
@@ -93,6 +96,55 @@ def test_a_positive_without_a_negative_of_its_patient_gets_another():
 def test_matching_without_a_partner_is_refused(labels, groups):
     with pytest.raises(InputError, match="matching needs"):
         epoch_batches(2, 2, seed=0, epoch=0, labels=labels, groups=groups, matched=1.0)
+
+
+@pytest.mark.parametrize("n", [8, 9, 10, 11])
+def test_a_matched_epoch_has_whole_pairs_and_as_many_batches_as_any(n):
+    labels = [k % 2 for k in range(n)]
+    keywords = {"labels": labels, "groups": [0] * n, "matched": 1.0}
+    batches = epoch_batches(n, 4, seed=0, epoch=0, **keywords)
+    assert len(batches) == len(epoch_batches(n, 4, seed=0, epoch=0))
+    drawn = [labels[index] for batch in batches for _, index in batch]
+    assert drawn == [1, 0] * ((n + 1) // 2)
+    assert all(len(batch) % 2 == 0 for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positive_share": 0.5}, "no share of positives beside it, not 0.5"),
+        ({"batch_size": 3}, "even batch size, not 3"),
+        ({"labels": [0, 1, 0]}, "4 images, but 3 labels"),
+        ({"groups": "aabbc"}, "4 images, but 5 groups"),
+        ({"matched": 0.0, "labels": [1], "positive_share": 0.5}, "but 1 labels"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes, message):
+    plan = {"batch_size": 2, "labels": [0, 1, 0, 1], "groups": "aabb", "matched": 1.0}
+    with pytest.raises(InputError, match=message):
+        epoch_batches(4, seed=0, epoch=0, **(plan | changes))
+
+
+@given(
+    size=st.integers(1, 40),
+    devices=st.integers(1, 9),
+    together=st.sampled_from([1, 2]),
+)
+def test_devices_share_a_batch_and_keep_pairs(size, devices, together):
+    batch = list(range(size * together))
+    shares = [
+        device_share(batch, rank, devices, together=together) for rank in range(devices)
+    ]
+    assert all(shares)
+    assert {index for share in shares for index in share} == set(batch)
+    lengths = [len(share) for share in shares]
+    assert max(lengths) - min(lengths) <= together
+    for share in shares:
+        assert share == list(range(share[0], share[-1] + 1))
+        assert share[0] % together == 0
+        assert len(share) % together == 0
+    if size >= devices:
+        assert sum(lengths) == len(batch)
 
 
 def test_learning_rate_rises_and_falls():

@@ -18,6 +18,7 @@ from medimg_utils.brain.experiment import (
     REHEARSE,
     STAGES,
     Experiment,
+    choose_anew,
     compare_modes,
     evaluate,
     exponential,
@@ -242,6 +243,23 @@ def test_evaluate_refuses_patients_that_were_trained_on(run, brats, tmp_path, to
     shutil.copytree(known, tmp_path / known.name)
     with pytest.raises(LeakError, match="every patient"):
         evaluate(tmp_path, run, progress=False)
+
+
+def test_mode_and_rule_can_be_chosen_on_more_patients(run, tmp_path, write_release):
+    mine = shutil.copytree(run, tmp_path / "run")
+    other = write_release(tmp_path / "other", patients=3, first=100)
+    before = json.loads((mine / "best.json").read_text())
+    answer = choose_anew(mine, other, progress=False)
+    after = json.loads((mine / "best.json").read_text())
+    assert before["chosen_on"] is None
+    assert after["chosen_on"]["patients"] == 3
+    assert after["modes"] == answer["modes"]
+    assert after["mode"] in after["modes"]
+    assert {*before["patients"]["validation"]} < {*after["patients"]["validation"]}
+    for key in ("experiment", "patients", "survival", "best"):
+        assert key == "patients" or after[key] == before[key]
+    with pytest.raises(LeakError, match="every patient"):
+        evaluate(other, mine, progress=False)
 
 
 def test_modes_are_compared_on_the_same_patients(run, brats):

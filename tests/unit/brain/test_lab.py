@@ -19,33 +19,35 @@ from medimg_utils.errors import InputError
 SCRIPT = Path(lab.__file__).parents[2] / "data_scripts" / "lab.py"
 
 
-def write_truth(folder, names):
-    """What a simulation would know of toy patients."""
-    columns = ("BraTS18ID", "location", "side", "pattern", "foci", "satellites")
-    with (folder / "simulation-truth.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for place, name in enumerate(names):
-            writer.writerow([name, "insula", "left", ["ring", "none"][place % 2], 1, 0])
-
-
-def write_cohort(folder, n=80, age=-6.5, scatter=15.0):
-    """Tables of a large cohort whose survival follows the simulation's own formula."""
-    random = np.random.default_rng(3)
+def write_truth(folder, names, age=-6.5, seed=3):
+    """What a simulation knows, with survival after its own formula."""
+    random = np.random.default_rng(seed)
     model = Survival(least=-1e9)
     columns = ["age", "distance_mm", "core_cm3", "oedema_cm3", "enhancing_cm3"]
-    folder.mkdir()
+    told = {
+        "location": "insula", "side": "left", "foci": 1, "satellites": 0,
+    }  # fmt: skip
     with (folder / "simulation-truth.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["BraTS18ID", *columns, "resection", "days"])
+        writer = csv.DictWriter(
+            file, ["BraTS18ID", *told, "pattern", *columns, "resection", "days"]
+        )
         writer.writeheader()
-        for k in range(n):
+        for k, name in enumerate(names):
             values = random.normal([60, 43, 24, 52, 19], [12, 6, 15, 30, 10])
             row = dict(zip(columns, values.tolist(), strict=True))
             row |= {"resection": "GTR" if k % 3 else "STR"}
-            days = model.mean(row) + random.normal(0, scatter)
-            writer.writerow({"BraTS18ID": k, **row, "days": days})
-    told = {"survival": {**model.__dict__, "age": age}}
-    (folder / "simulation.json").write_text(json.dumps(told))
+            days = model.mean(row) + random.normal(0, 15)
+            pattern = ["ring", "none"][k % 2]
+            known = {"BraTS18ID": name, **told, "pattern": pattern}
+            writer.writerow({**known, **row, "days": days})
+    settings = {"survival": {**model.__dict__, "age": age}}
+    (folder / "simulation.json").write_text(json.dumps(settings))
+
+
+def write_cohort(folder, n=80, **options):
+    """The tables of a release without images."""
+    folder.mkdir()
+    write_truth(folder, range(n), **options)
     return folder
 
 
@@ -55,11 +57,9 @@ def stored(tmp_path_factory, run, brats, write_release):
     root = tmp_path_factory.mktemp("lab")
     other = write_release(root / "other", patients=9, first=100)
     write_truth(other, [case.case_id for case in read_brats(other)])
-    releases = {
-        "lab": brats,
-        "lab-test": other,
-        "lab-survival": write_cohort(root / "cohort"),
-    }
+    known = shutil.copytree(brats, root / "known")
+    write_truth(known, [case.case_id for case in read_brats(known)])
+    releases = {"lab": known, "lab-test": other}
     shutil.copytree(run, root / "runs" / "brain-lab-fold0")
     for folder in ("pretrained", "results"):
         (root / folder).mkdir()
@@ -117,7 +117,10 @@ def test_a_stopped_lab_run_goes_on(stored):
 
 
 def test_coefficients_are_recovered_where_they_are_true(tmp_path):
-    found = recovered(write_cohort(tmp_path / "a", n=120), trees=3)
+    cohorts = [
+        write_cohort(tmp_path / name, n=60, seed=k) for k, name in enumerate("ab")
+    ]
+    found = recovered(cohorts, trees=3)
     assert found["n"] == 120
     assert found["leave_one_out"]["n"] == 80
     assert found["leave_one_out"]["all"]["mse"] < found["leave_one_out"]["age"]["mse"]
@@ -126,8 +129,10 @@ def test_coefficients_are_recovered_where_they_are_true(tmp_path):
         assert low <= row["estimate"] <= high
         assert row["estimate"] == pytest.approx(row["true"], abs=25), name
     assert sum(row["inside"] for row in found["coefficients"].values()) >= 5
-    wrong = recovered(write_cohort(tmp_path / "b", n=120, age=+6.5), trees=3)
-    assert not wrong["coefficients"]["age"]["inside"]
+    other = write_cohort(tmp_path / "c", n=60, age=+6.5)
+    assert not recovered([other], trees=3)["coefficients"]["age"]["inside"]
+    with pytest.raises(InputError, match="different coefficients"):
+        recovered([cohorts[0], other], trees=3)
 
 
 def test_the_command_tells_the_scores(stored, monkeypatch, tmp_path):

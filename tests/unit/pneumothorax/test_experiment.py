@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 from medimg_utils import __main__ as command
 from medimg_utils import results
 from medimg_utils.errors import InputError
+from medimg_utils.experiments import describe
 from medimg_utils.io import ImageError, read_image
 from medimg_utils.pneumothorax import experiment
 from medimg_utils.pneumothorax.dataset import read_siim
 from medimg_utils.pneumothorax.experiment import (
     EXPERIMENTS,
     Experiment,
-    describe,
     evaluate,
     from_json,
     get_experiment,

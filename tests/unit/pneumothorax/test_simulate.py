@@ -8,7 +8,7 @@ import re
 import runpy
 import shutil
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from medimg_utils.pneumothorax.simulate import (
     LAB_TESTS,
     LAB_TRAIN,
     SIIM_AREAS,
+    TINY,
     VERSION,
     Simulation,
     ensure_release,
@@ -91,12 +92,12 @@ def test_interrupted_and_resumed_by_one_process_gives_the_same_bytes(
     whole = simulate._simulate_patient
 
     def die(plan, index, films, folder, data_dir):
-        whole(plan, index, films, folder, data_dir)
+        rows = whole(plan, index, films, folder, data_dir)
         if index == 1:  # killed when the films were written and the note was not
-            (folder / "unfinished" / f"{index:06d}.json").unlink()
             one = next((folder / "dicom-images").rglob("*.dcm"))
             one.with_name(".partial-1-abc.dcm").write_bytes(b"half")
             raise KeyboardInterrupt
+        return rows
 
     with monkeypatch.context() as patch:
         patch.setattr(simulate, "_simulate_patient", die)
@@ -105,9 +106,12 @@ def test_interrupted_and_resumed_by_one_process_gives_the_same_bytes(
     assert not (out / "train-rle.csv").exists()
     assert not (out / "simulation.json").exists()
     done = []
-    monkeypatch.setattr(
-        simulate, "_simulate_patient", lambda *job: (done.append(job[1]), whole(*job))
-    )
+
+    def note(plan, index, *rest):
+        done.append(index)
+        return whole(plan, index, *rest)
+
+    monkeypatch.setattr(simulate, "_simulate_patient", note)
     simulate_release(out, SMALL, workers=1, **HERE)
     assert done == [1, 2]
     assert fingerprint(out) == fingerprint(small)
@@ -304,47 +308,31 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("name", ["simulation.json", "unfinished.json"])
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"patients": 3', b"\xff\x00"])
-def test_damaged_settings_are_an_error_that_says_what_to_delete(
-    tmp_path, name, content
-):
-    out = tmp_path / "release"
-    out.mkdir()
-    (out / name).write_bytes(content)
-    with pytest.raises(InputError, match=rf"{name} is damaged.*delete .*release and"):
-        simulate_release(out, SMALL, **HERE)
-    assert (out / name).read_bytes() == content
-    assert len(list(out.iterdir())) == 1
-
-
-def test_a_damaged_part_is_an_error_that_says_to_delete_it(small, tmp_path):
-    out = shutil.copytree(small, tmp_path / "release")
-    (out / "simulation.json").rename(out / "unfinished.json")
-    (out / "unfinished").mkdir()
-    for index in range(SMALL.patients):
-        (out / "unfinished" / f"{index:06d}.json").write_text("[{")
-    with pytest.raises(InputError, match=r"is damaged.*delete .*000000\.json and"):
-        simulate_release(out, SMALL, workers=1, **HERE)
-
-
 def test_sizes_without_a_simulated_release_are_refused():
     with pytest.raises(InputError, match=r"'paper'.*tiny and lab.*real release"):
         ensure_release("paper", get_settings())
 
 
-def test_a_release_of_an_older_version_is_made_anew(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"version": VERSION - 1}, False),
+        ({"version": VERSION}, True),
+        ({"version": VERSION - 1, "seed": 77}, True),  # somebody's own
+    ],
+)
+def test_a_release_of_an_older_version_is_made_anew(
+    tmp_path, monkeypatch, changes, kept
+):
     made = []
     monkeypatch.setattr(
         simulate, "simulate_release", lambda out, plan, **_: made.append(out.exists())
     )
-    settings = replace(get_settings(), data=tmp_path)
     out = tmp_path / "pneumothorax-tiny"
-    for version in (VERSION - 1, VERSION):
-        out.mkdir(exist_ok=True)
-        (out / "simulation.json").write_text(json.dumps({"version": version}))
-        ensure_release("tiny", settings)
-    assert made == [False, True]  # the older one was removed, the present one kept
+    out.mkdir()
+    (out / "simulation.json").write_text(json.dumps(asdict(TINY) | changes))
+    ensure_release("tiny", replace(get_settings(), data=tmp_path))
+    assert made == [kept]
 
 
 def script(name, *words):

@@ -1,0 +1,155 @@
+"""The lab run on toys: what it does once, does again, and refuses to mix."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import pydicom
+import pytest
+
+from medimg_utils import pretrained, results
+from medimg_utils.pneumothorax import lab
+from medimg_utils.pneumothorax.dataset import read_siim
+from medimg_utils.pneumothorax.experiment import EXPERIMENTS
+from medimg_utils.pneumothorax.simulate import LAB_TESTS, VERSION
+from medimg_utils.training import BEST, RunError
+
+TESTS = ("held-out-fold", *LAB_TESTS)
+
+
+@pytest.fixture(scope="module")
+def lab_run(tmp_path_factory, release):
+    """``run_lab`` with drawn chests, a network of two levels and no packaged folder."""
+    root = tmp_path_factory.mktemp("lab")
+    done = Counter()
+
+    def prepare(out, prefix, seed):
+        """The drawn chests, as a simulation of other patients would leave them."""
+        if (out / "simulation.json").exists():
+            return out
+        shutil.copytree(release, out)
+        rows = ["ImageId,view,side,kind,devices,findings,anatomy"]
+        for record in read_siim(out):
+            image = pydicom.dcmread(record.path)
+            image.PatientID = f"{prefix}{image.PatientID}"
+            image.save_as(record.path)
+            side, kind = ("R", "apical") if record.label else ("", "")
+            rows.append(f"{record.image_id},PA,{side},{kind},marker,,chest3")
+        (out / "simulation-truth.csv").write_text("\n".join(rows) + "\n")
+        settings = {"seed": seed, "version": VERSION}
+        (out / "simulation.json").write_text(json.dumps(settings))
+        return out
+
+    def count(name, function):
+        def counted(*arguments, **options):
+            done[name] += 1
+            return function(*arguments, **options)
+
+        return counted
+
+    toy = replace(
+        EXPERIMENTS["tiny"], size="lab", resize=32, crop=32, epochs=1, channels=(8, 8)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDIMG_DATA", str(root / "data"))
+        patch.setitem(EXPERIMENTS, "lab", toy)
+        patch.setattr(pretrained, "FOLDER", root / "pretrained")
+        patch.setattr(results, "FOLDER", root / "results")
+        patch.setattr(
+            lab, "ensure_release", lambda size: prepare(root / "data" / size, "", 100)
+        )
+        patch.setattr(
+            lab,
+            "simulate_release",
+            lambda out, plan, **_: prepare(out, f"{plan.seed}-", plan.seed),
+        )
+        patch.setattr(lab, "train", count("train", lab.train))
+        patch.setattr(lab, "evaluate", count("evaluate", lab.evaluate))
+
+        def run(folds=(0,)):
+            done.clear()
+            result = lab.run_lab(root / "runs", folds, progress=False)
+            return result, dict(done)
+
+        yield root, run
+
+
+def change(settings, **values):
+    """As if the release had been simulated anew from another plan or version."""
+    stored = json.loads(settings.read_text())
+    settings.write_text(json.dumps(stored | values))
+
+
+def test_the_result_is_of_the_network_that_is_shipped(lab_run):
+    root, run = lab_run
+    result, _ = run()
+    assert result["tests"].keys() == set(TESTS)
+    assert pretrained.names() == [lab.NAME]
+    weights = root / "pretrained" / f"{lab.NAME}.safetensors"
+    full = root / "runs" / f"{lab.NAME}-fold0" / BEST
+    assert weights.stat().st_size < 0.7 * full.stat().st_size  # half precision
+    for name in TESTS:
+        test = result["tests"][name]
+        assert test["run"] == lab.NAME
+        assert test["n"]["images"] == len(test["cases"]) > 0
+    assert result["tests"]["unseen-patients"]["n"]["images"] == 24
+    (case, *_) = result["tests"]["unseen-anatomy"]["cases"]
+    assert (case["anatomy"], case["view"], case["devices"]) == (
+        "chest3", "PA", "marker"
+    )  # fmt: skip
+    stored = results.load(lab.NAME)
+    assert stored["folds"]["0"]["n"] == stored["tests"]["held-out-fold"]["n"]
+    assert stored["headline"]["on"] == "24 simulated radiographs of unseen patients"
+    assert stored["about"]["n"].keys() == set(TESTS)
+
+
+def test_what_is_done_is_not_done_again(lab_run):
+    _, run = lab_run
+    first, _ = run()
+    again, done = run()
+    assert done == {}
+    assert again == first
+    both, done = run((0, 1))
+    assert done == {"train": 1, "evaluate": 1}  # fold 1 and its held-out patients
+    assert both["folds"].keys() == {"0", "1"}
+    assert both["tests"] == first["tests"]
+
+
+def test_an_answer_about_older_data_is_measured_anew(lab_run):
+    root, run = lab_run
+    first, _ = run()
+    change(
+        root / "data" / f"{lab.NAME}-unseen-patients" / "simulation.json", patients=7
+    )
+    second, done = run()
+    assert done == {"evaluate": 1}
+    of = [result["tests"]["unseen-patients"]["of"] for result in (first, second)]
+    assert of[0]["simulation"] != of[1]["simulation"]
+    assert of[0]["network"] == of[1]["network"]
+    assert first["tests"]["held-out-fold"] == second["tests"]["held-out-fold"]
+
+
+def test_an_answer_of_another_network_is_measured_anew(lab_run, monkeypatch):
+    root, run = lab_run
+    run()
+    for name in (BEST, "best.json", "last.safetensors", "settings.json", "log.csv"):
+        (root / "runs" / f"{lab.NAME}-fold0" / name).unlink()
+    monkeypatch.setitem(
+        EXPERIMENTS, "lab", replace(EXPERIMENTS["lab"], learning_rate=1e-4)
+    )
+    _, done = run()
+    assert done == {"train": 1, "evaluate": len(TESTS)}
+
+
+def test_a_run_that_learned_from_older_data_is_refused(lab_run):
+    root, run = lab_run
+    run()
+    settings = root / "data" / "lab" / "simulation.json"
+    before = settings.read_text()
+    change(settings, version=VERSION + 1)
+    shipped = (root / "pretrained" / f"{lab.NAME}.safetensors").read_bytes()
+    with pytest.raises(RunError, match=r"fold0 was trained on the simulation .*lab holds"):
+        run()
+    assert (root / "pretrained" / f"{lab.NAME}.safetensors").read_bytes() == shipped
+    settings.write_text(before)
