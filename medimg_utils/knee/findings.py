@@ -296,15 +296,19 @@ def _fill_with_fluid(
     share = dict(zip(SPACES, (1.0, 0.85, 0.7, 0.75, 0.8), strict=True))
     film = dict(zip(SPACES, (1.0, 0.5, 1.0, 1.0, 1.0), strict=True))
     extra = canvas.code({_FLUID: 1.0}, "", "abnormal")
-    fill = canvas.knee.fill
+    where = canvas.knee.spaces
+    fill = canvas.knee.fill.ravel()[where]
+    before = canvas.knee.codes.ravel()[where]
+    after = before.copy()
     for space in SPACES:
         normal = np.clip(healthy + generator.normal(0, 0.05), 0.02, 0.32)
         normal *= 255 * film[space]
         high = 255 * level * share[space] * np.clip(generator.normal(1, 0.18), 0.5, 1.3)
-        inside = canvas.knee.codes == space
-        canvas.codes[inside & (fill <= normal)] = Code.FLUID
+        inside = before == space
+        after[inside & (fill <= normal)] = Code.FLUID
         if effusion is not None and high > normal:
-            canvas.codes[inside & (fill > normal) & (fill <= high)] = extra
+            after[inside & (fill > normal) & (fill <= high)] = extra
+    canvas.codes.ravel()[where] = after
 
 
 # --- anterior cruciate ligament -------------------------------------------------------

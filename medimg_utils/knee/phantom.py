@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from medimg_utils.errors import InputError
 from medimg_utils.io import atomic_path
 from medimg_utils.knee.hard_tissue import Meniscus, label_map, read_hard_tissue
 from medimg_utils.knee.soft_tissue import HABITUS, build
+from medimg_utils.knee.voxels import SPACES
 from medimg_utils.physics import anatomy
 from medimg_utils.settings import get_settings
 
@@ -39,6 +40,7 @@ class Knee:
         where it does last, 0 elsewhere.
     menisci: ``"medial"`` and ``"lateral"``.
     landmarks: points in mm.
+    spaces: flat indices of the voxels in :data:`SPACES`: a fiftieth of all.
     """
 
     name: str
@@ -47,6 +49,13 @@ class Knee:
     fill: NDArray[np.uint8]
     menisci: dict[str, Meniscus]
     landmarks: dict[str, NDArray[np.float32]]
+    spaces: NDArray[np.intp] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = np.flatnonzero(
+            (self.codes >= min(SPACES)) & (self.codes <= max(SPACES))
+        )
+        object.__setattr__(self, "spaces", found)
 
 
 def prepare(
@@ -102,7 +111,7 @@ def _prepare(name: str, builds: list[str], data_dir: Path | None) -> None:
         _save(_prepared_file(name, habitus, data_dir), build(hard, habitus))
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=9)  # all of them: 80 MB each, a second to read
 def load_knee(name: str, habitus: str, data_dir: Path | None = None) -> Knee:
     """A prepared knee; see :func:`prepare` for errors and cost."""
     prepare([name], data_dir, [habitus])

@@ -1,0 +1,224 @@
+"""The three series of an exam: where their slices lie, what tissue is bright in them."""
+
+import numpy as np
+import pytest
+import torch
+
+from medimg_utils.knee import series
+from medimg_utils.knee.findings import Finding, paint
+from medimg_utils.knee.phantom import load_knee
+from medimg_utils.knee.series import (
+    PLANES,
+    SIZE,
+    SLICES,
+    random_patient,
+    random_scanner,
+    random_slices,
+    render,
+    to_grey,
+)
+from medimg_utils.knee.voxels import GRID, Code
+
+
+def scan(plane, *findings, seed=0, canvas=None):
+    """One series of an average knee 1; the same seed gives the same patient."""
+    random = np.random.default_rng([1, seed])
+    patient = random_patient(("knee1",), ("average",), random)
+    scanner = random_scanner(random)
+    knee = load_knee("knee1", "average")
+    painted = canvas or paint(knee, findings, np.random.default_rng([2, seed]))
+    return render(painted, patient, scanner, plane, np.random.default_rng([3, seed]))
+
+
+def frame(plane, side, seed=0):
+    return series._random_frame(plane, side, 1.0, np.random.default_rng(seed))
+
+
+# --- where slices lie -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_slices_run_as_in_the_release(side):
+    """x lateral, y front, z up: coronal from back to front, axial from above."""
+    assert frame("coronal", side).through[1] > 0.9
+    assert frame("axial", side).through[2] < -0.9
+    for plane in ("coronal", "sagittal"):
+        assert frame(plane, side).down[2] < -0.9  # feet below
+    assert frame("axial", side).down[1] < -0.9  # the front above
+    assert frame("sagittal", side).right[1] < -0.9  # the front on the left
+
+
+def test_left_and_right_knees_are_mirrored():
+    """The patient's right is on the left of coronal and axial pictures."""
+    for plane in ("coronal", "axial"):
+        right, left = frame(plane, "right"), frame(plane, "left")
+        assert right.right[0] < -0.9 < 0.9 < left.right[0]
+        torch.testing.assert_close(right.positions, left.positions)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_numbers_of_slices_are_those_of_the_release(plane):
+    random = np.random.default_rng(0)
+    drawn = [random_slices(plane, random) for _ in range(2000)]
+    assert min(drawn) >= SLICES[plane][0]
+    assert max(drawn) <= SLICES[plane][-1]
+    assert np.median(drawn) == pytest.approx(SLICES[plane][3], abs=1)
+
+
+def test_dither_is_even():
+    dither = series._dither()
+    assert dither.shape == (series._THIN, 1, SIZE, SIZE)
+    assert float(dither.min()) >= -0.5
+    assert float(dither.max()) < 0.5
+    counts = torch.histc(dither, 10, -0.5, 0.5) / dither.numel()
+    torch.testing.assert_close(counts, torch.full((10,), 0.1), atol=0.002, rtol=0)
+    blocks = dither.view(series._THIN, 32, 8, 32, 8).mean((2, 4))
+    assert float(blocks.abs().max()) < 0.12  # even in every 8 x 8 pixels
+
+
+# --- contrast -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grey():
+    """Median grey value of tissues in each plane, over two patients."""
+    knee = load_knee("knee1", "average")
+    groups = {
+        "fat": [Code.FAT],
+        "muscle": [Code.MUSCLE],
+        "marrow": [Code.FEMUR, Code.TIBIA],
+        "cartilage": [Code.FEMORAL_CARTILAGE],
+        "fluid": [Code.FLUID],
+        "tendon": [Code.TENDON, Code.PCL],
+        "air": [Code.AIR],
+    }
+    found = {}
+    for plane in PLANES:
+        for name, codes in groups.items():
+            values = []
+            for seed in (0, 3):
+                canvas = paint(
+                    knee,
+                    [Finding("abnormal", "effusion", 0.9)],
+                    np.random.default_rng([2, seed]),
+                )
+                inside = np.isin(canvas.codes, codes)
+                if name == "fluid":
+                    shows = [c for c, m in canvas.materials.items() if m.shows == 1]
+                    inside |= np.isin(canvas.codes, shows)
+                pictures, where = scan_with_mask(canvas, inside, plane, seed)
+                values.append(np.median(pictures[where]))
+            found[plane, name] = float(np.mean(values))
+    return found
+
+
+def scan_with_mask(canvas, inside, plane, seed):
+    """A series, and the pixels that lie wholly in a mask of voxels."""
+    marked = {}
+    for code, material in canvas.materials.items():
+        marked[code] = material
+    kept = series._sample
+
+    def sample(*arguments):
+        out, masks = kept(*arguments)
+        flags = canvas.codes
+        canvas.codes = inside.astype(np.uint8)
+        table = torch.zeros(256, out.shape[0])
+        table[1, 0] = 1.0
+        share, _ = kept(arguments[0], *arguments[1:3], table, arguments[4])
+        canvas.codes = flags
+        marked["share"] = share[0]
+        return out, masks
+
+    series._sample = sample
+    try:
+        found = scan(plane, seed=seed, canvas=canvas)
+    finally:
+        series._sample = kept
+    return found.volume, (marked["share"] > 0.99).numpy()
+
+
+def test_fluid_is_bright_and_fat_dark_with_fat_suppression(grey):
+    for plane in ("sagittal", "axial"):
+        order = [grey[plane, n] for n in ("fat", "muscle", "cartilage", "fluid")]
+        assert order == sorted(order), plane
+        assert grey[plane, "fluid"] > 1.4 * grey[plane, "muscle"]
+        assert grey[plane, "marrow"] < 0.7 * grey[plane, "muscle"]
+        assert grey[plane, "tendon"] < 0.7 * grey[plane, "muscle"]
+
+
+def test_fat_and_marrow_are_bright_and_fluid_dark_in_t1(grey):
+    order = [grey["coronal", n] for n in ("fluid", "muscle", "marrow", "fat")]
+    assert grey["coronal", "muscle"] < 0.5 * grey["coronal", "marrow"]
+    assert order[2:] == sorted(order[2:])
+    assert grey["coronal", "fluid"] < grey["coronal", "marrow"]
+    assert grey["coronal", "tendon"] < grey["coronal", "muscle"]
+
+
+def test_air_is_dark(grey):
+    assert all(grey[plane, "air"] < 25 for plane in PLANES)
+
+
+def test_findings_do_not_move_the_grey_values():
+    """A leak: were the whole picture brighter, no network had to look at the lesion."""
+    for plane in PLANES:
+        plain = scan(plane, Finding("", "ligament", 0.3), seed=4)
+        torn = scan(
+            plane,
+            Finding("acl", "complete", 0.9),
+            Finding("meniscus", "complex", 0.9, "medial"),
+            seed=4,
+        )
+        assert plain.volume.shape == torn.volume.shape
+        for q in (0.25, 0.5, 0.75, 0.9):
+            assert abs(np.quantile(plain.volume, q) - np.quantile(torn.volume, q)) <= 2
+        changed = np.abs(plain.volume.astype(int) - torn.volume).max(0) > 40
+        assert changed.mean() < 0.15
+
+
+def test_lesions_are_marked_where_the_picture_changes():
+    plain = scan("sagittal", Finding("", "ligament", 0.0), seed=6)
+    torn = scan("sagittal", Finding("acl", "complete", 0.9), seed=6)
+    mask = torn.lesions["acl"]
+    assert not plain.lesions
+    assert (torn.lesions["abnormal"] >= mask).all()  # a tear is an abnormality
+    change = np.abs(torn.volume.astype(float) - plain.volume)
+    assert change[mask].mean() > 3 * change[~mask].mean()
+
+
+# --- grey values ----------------------------------------------------------------------
+
+
+def test_grey_values_rise_with_the_signal_and_do_not_depend_on_its_unit():
+    signal = torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(0))
+    limb = signal > 0.2
+    first = to_grey(signal, limb, "axial", np.random.default_rng(0))
+    assert first.dtype == np.uint8
+    order = np.argsort(signal.numpy(), axis=None)
+    assert (np.diff(first.ravel()[order].astype(int)) >= 0).all()
+    again = to_grey(4096 * signal, limb, "axial", np.random.default_rng(0))
+    assert np.abs(first.astype(int) - again).max() <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_empty_picture_is_no_accident(value):
+    flat = torch.full((2, 8, 8), value)
+    for limb in (flat > 2, flat >= 0):
+        grey = to_grey(flat, limb, "coronal", np.random.default_rng(0))
+        assert np.ptp(grey) == 0
+
+
+def test_patients_and_scanners_vary():
+    random = np.random.default_rng(0)
+    patients = [
+        random_patient(("knee1", "knee2"), ("lean",), random) for _ in range(60)
+    ]
+    scanners = [random_scanner(random) for _ in range(200)]
+    assert {p.anatomy for p in patients} == {"knee1", "knee2"}
+    assert {p.side for p in patients} == {"left", "right"}
+    assert 14 <= min(p.age for p in patients) < max(p.age for p in patients) <= 84
+    at_3 = np.mean([s.field == 3.0 for s in scanners])
+    assert at_3 == pytest.approx(0.566, abs=0.12)
+    corner = torch.tensor([GRID.low, (0.0, 0.0, 0.0)])
+    moved = [p.deformation.pull(corner) for p in patients[:5]]
+    assert len({round(float(m[0, 0]), 3) for m in moved}) == 5
