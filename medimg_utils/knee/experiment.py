@@ -120,6 +120,11 @@ class Experiment:
         why="spread that the pooled features start with, see `MRNet.scale`; None leaves "
         "them as they are, like the paper",
     )
+    probe: bool = setting(
+        False,
+        paper=False,
+        why="fit the linear layer to the ImageNet features first, see `MRNet.probe`",
+    )
     frozen: int = setting(
         0, paper=0, why="first layers of the features that keep their ImageNet weights"
     )
@@ -156,19 +161,22 @@ EXPERIMENTS: dict[str, Experiment] = {
     "paper": Experiment(),
     "lab": Experiment(
         size="lab",
-        crop=176,
+        crop=144,
         backbone="squeezenet",
         shared=True,
-        gain=5.0,
+        gain=1.0,
+        probe=True,
         frozen=6,
         epochs=12,
+        batch_size=4,
         algorithm="adamw",
-        learning_rate=3e-4,
+        learning_rate=2e-4,
         schedule="cosine",
         clip=1.0,
-        rotation=10.0,
-        shift=12.0,
-        rendering=0.5,
+        rotation=6.0,
+        shift=8.0,
+        flip=0.0,
+        rendering=0.3,
         folds=6,
         combination="out_of_fold",
     ),
@@ -492,6 +500,9 @@ def _train_part(
     labels = torch.tensor(
         [[float(exam.labels[name]) for name in part.diagnoses] for exam in sides.train]
     )
+    if experiment.probe:
+        everyone = opened(sides.train)
+        network.probe((everyone[k]["image"] for k in range(len(everyone))), labels)
     share = positive_share(labels)
 
     def loss(model: nn.Module, batch: Batch, done: float) -> Tensor:

@@ -28,6 +28,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
@@ -122,6 +123,36 @@ class MRNet(nn.Module):
         self.spread.copy_((deviation + 0.01 * deviation.max()) / gain)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
+
+    @torch.no_grad()
+    def probe(
+        self, exams: Iterable[Tensor], labels: Tensor, strength: float = 0.01
+    ) -> None:
+        """Fit the linear layer to features that are not trained yet.
+
+        A random linear layer first pulls the features in random directions; one that
+        fits tells them what to look for from the first step on (Kumar et al. 2022,
+        arXiv 2202.10054: linear probing, then fine-tuning).
+
+        Args:
+            exams: (S, 1, H, W) each.
+            labels: (N, outputs) of the exams, 0 or 1; an output whose labels are all
+                alike stays at 0.
+            strength: of the fit, the inverse of its quadratic penalty.
+        """
+        pooled = [
+            self.feature_maps(exam).mean((2, 3), dtype=torch.float32).amax(dim=0)
+            for exam in exams
+        ]
+        scaled = ((torch.stack(pooled) - self.mean) / self.spread).cpu().numpy()
+        for k, column in enumerate(labels.T):
+            if len(column.unique()) < 2:
+                continue
+            model = LogisticRegression(
+                C=strength, class_weight="balanced", max_iter=1000
+            ).fit(scaled, column.numpy())
+            self.classifier.weight[k] = torch.from_numpy(model.coef_[0])
+            self.classifier.bias[k] = float(model.intercept_[0])
 
     def feature_maps(self, slices: Tensor) -> Tensor:
         """(S, 1, H, W) grey levels 0 to 255 → (S, C, h, w); grey is repeated to RGB."""

@@ -163,7 +163,7 @@ def simulate_release(
     AnatomyError
         The anatomy cannot be fetched.
     """
-    return _write(out, plan, asdict(plan), _schedule(plan), workers, data_dir, progress)
+    return _write(out, plan, asdict(plan), schedule(plan), workers, data_dir, progress)
 
 
 def simulate_exams(
@@ -197,16 +197,16 @@ def simulate_exams(
     InputError
         The release has no exam of such a name.
     """
-    schedule = _schedule(plan)
+    planned = schedule(plan)
     wanted = sorted(set(exams))
-    unknown = [exam for exam in wanted if exam not in schedule]
+    unknown = [exam for exam in wanted if exam not in planned]
     if unknown or not wanted:
         raise InputError(
             f"{len(unknown)} of {len(wanted)} exams are not of this simulation, e.g. "
             f"{next(iter(unknown), 'none was named')}; it has other settings"
         )
     settings = {**asdict(plan), "written": wanted}
-    some = {exam: schedule[exam] for exam in wanted}
+    some = {exam: planned[exam] for exam in wanted}
     return _write(out, plan, settings, some, workers, data_dir, progress)
 
 
@@ -214,12 +214,12 @@ def _write(
     out: Path,
     plan: Simulation,
     settings: dict[str, Any],
-    schedule: Mapping[str, tuple[str, str]],
+    planned: Mapping[str, tuple[str, str]],
     workers: int | None,
     data_dir: Path | None,
     progress: bool,
 ) -> Path:
-    """Scan and write the exams of a schedule."""
+    """Scan and write the planned exams."""
     settings = json.loads(json.dumps(settings))
     if not needs_work(out, settings, workers):
         return out
@@ -227,7 +227,7 @@ def _write(
     load_textures(data_dir)
     parts = [
         Part(exam, (plan, exam, split, group, out, data_dir))
-        for exam, (split, group) in schedule.items()
+        for exam, (split, group) in planned.items()
     ]
 
     def finish(records: list[Any]) -> None:
@@ -282,7 +282,7 @@ def _version(file: Path) -> int:
 # --- one exam -------------------------------------------------------------------------
 
 
-def _schedule(plan: Simulation) -> dict[str, tuple[str, str]]:
+def schedule(plan: Simulation) -> dict[str, tuple[str, str]]:
     """Split and group of each exam by its name; groups occur exactly as often as wanted.
 
     Names go on from the training split to the validation split, as in the release.

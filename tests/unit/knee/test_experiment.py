@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from medimg_utils import __main__ as command
-from medimg_utils import pretrained
+from medimg_utils import results
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe
 from medimg_utils.knee import experiment
@@ -27,7 +27,9 @@ from medimg_utils.knee.experiment import (
     split,
     train,
 )
+from medimg_utils.knee.simulate import LAB_TESTS, schedule, simulate_exam
 from medimg_utils.knee.standardise import Standardiser
+from medimg_utils.settings import get_settings
 from medimg_utils.splits import LeakError
 from medimg_utils.training import RunError, load_tensors
 
@@ -386,13 +388,16 @@ def test_a_folder_without_run_says_what_to_do(tmp_path):
         load_run(tmp_path)
 
 
-@pytest.mark.skipif(
-    "knee-lab" not in pretrained.names(), reason="no shipped network yet"
-)
-def test_the_shipped_networks_answer(mrnet, tmp_path, write_mrnet):
-    release = write_mrnet(tmp_path / "release", train=1, valid=1)
-    (found,) = predict("lab", release, tmp_path / "out", progress=False)
-    assert set(found["probabilities"]) == set(DIAGNOSES)
+def test_the_shipped_networks_repeat_a_stored_score(tmp_path):
+    """An exam follows from its seed, and the stored numbers from the shipped weights."""
+    plan = LAB_TESTS["unseen-patients"]
+    simulate_exam(plan, "0000", *schedule(plan)["0000"], tmp_path, get_settings().data)
+    (found,) = predict("lab", tmp_path / "MRNet-v1.0", tmp_path / "out", progress=False)
+    stored = results.load("knee-lab")["tests"]["unseen-patients"]["cases"][0]
+    assert stored["exam_id"] == "0000"
+    assert found["probabilities"] == pytest.approx(
+        stored["combined"]["out_of_fold"], abs=0.02
+    )
     assert found["settings"]["experiment"]["size"] == "lab"
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_image
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
 from torchvision import models as torchvision_models
@@ -124,6 +125,34 @@ def test_the_picked_slice_is_the_one_that_the_maximum_took():
     start, step = network.start, network.step
     assert 10 <= start + step * place[0] <= 13
     assert 20 <= start + step * place[1] <= 23
+
+
+def test_a_probe_fits_the_linear_layer_and_nothing_else():
+    """As scikit-learn's regression of the same features; alike labels teach nothing."""
+    torch.manual_seed(0)
+    network = MRNet(*small(), outputs=2).eval()
+    exams = [(exam(3, seed).float() * (1 + seed % 2) / 2).byte() for seed in range(12)]
+    labels = torch.tensor([[seed % 2, 1] for seed in range(12)]).float()
+    network.scale(exams)
+    before = {
+        name: value.clone() for name, value in network.features.named_parameters()
+    }
+    network.probe(exams, labels, strength=1.0)
+    for name, value in network.features.named_parameters():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    with torch.no_grad():
+        logits = network(exams)
+        pooled = torch.cat(
+            [network.feature_maps(e).mean((2, 3)).amax(0, True) for e in exams]
+        )
+        scaled = ((pooled - network.mean) / network.spread).numpy()
+    expected = LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000)
+    expected.fit(scaled, labels[:, 0].numpy())
+    np.testing.assert_allclose(
+        logits[:, 0], expected.decision_function(scaled), atol=1e-3
+    )
+    assert (logits[labels[:, 0] == 1, 0] > logits[labels[:, 0] == 0, 0].max()).all()
+    assert not logits[:, 1].any()
 
 
 def test_scaled_features_have_zero_mean_and_the_wanted_spread():

@@ -202,7 +202,7 @@ def test_grey_values_are_spread_like_real_ones(tiny):
 
 def test_labels_are_as_frequent_and_go_together_as_in_the_release():
     plan = Simulation(1130, 120, seed=3)
-    schedule = simulate._schedule(plan)
+    schedule = simulate.schedule(plan)
     assert list(schedule) == [f"{k:04d}" for k in range(1250)]
     assert {split for split, _ in list(schedule.values())[:1130]} == {"train"}
     groups = Counter(group for split, group in schedule.values() if split == "train")

@@ -1,0 +1,76 @@
+"""The lab run on a toy release: one call, resumable, writes what travels."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from medimg_utils import pretrained, results
+from medimg_utils.knee import lab
+from medimg_utils.knee.dataset import DIAGNOSES, SERIES
+from medimg_utils.knee.experiment import EXPERIMENTS, load_run, predict
+
+TOY = replace(
+    EXPERIMENTS["tiny"], size="lab", resize=64, crop=56, epochs=2, batch_size=2, folds=4
+)
+
+
+@pytest.fixture
+def toy(mrnet, write_mrnet, tmp_path, monkeypatch):
+    """The lab run, led to drawn exams and to folders of this test."""
+    held = write_mrnet(tmp_path / "held", train=1, valid=10, seed=50)
+    folders = {"unseen-patients": mrnet.parent, "unseen-anatomy": held.parent}
+    calls = []
+
+    def simulated(out, plan, **options):
+        calls.append(plan)
+        return folders[out.name.removeprefix("knee-lab-")]
+
+    for name in ("results", "pretrained"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(lab, "ensure_release", lambda size: mrnet)
+    monkeypatch.setattr(lab, "simulate_release", simulated)
+    monkeypatch.setitem(EXPERIMENTS, "lab", TOY)
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "pretrained")
+    return tmp_path, calls
+
+
+def test_one_call_trains_measures_and_stores(toy, mrnet, monkeypatch):
+    root, calls = toy
+    answer = lab.run_lab(root / "runs", [0, 1], progress=False)
+    assert calls == list(lab.LAB_TESTS.values())
+    stored = json.loads((root / "results" / "knee-lab.json").read_text())
+    assert set(stored["tests"]) == set(lab.LAB_TESTS)
+    assert set(stored["folds"]) == {"0", "1"}
+    assert set(stored["training"]["networks"]) == set(SERIES)
+    for name in DIAGNOSES:
+        value, low, high = stored["headline"]["measures"][f"AUC {name}"]
+        assert low <= value <= high
+    for test in stored["tests"].values():
+        assert set(test["localisation"]) <= set(DIAGNOSES)
+        assert len(test["cases"]) == test["n"]["exams"]
+        row = test["cases"][0]
+        assert set(row["series"]) == set(SERIES)
+        assert row["anatomy"] in ("knee1", "knee2")
+    assert stored["about"]["n"] == {"unseen-patients": 24, "unseen-anatomy": 10}
+    assert answer["held_out_anatomy"] == stored["held_out_anatomy"]
+
+    # the networks that travel are those of the first fold, at half precision
+    assert pretrained.names() == ["knee-lab"]
+    shipped, trained = load_run("lab"), load_run(root / "runs" / "knee-lab-fold0")
+    for part, network in trained.networks.items():
+        for key, value in network.state_dict().items():
+            other = shipped.networks[part].state_dict()[key]
+            np.testing.assert_allclose(other, value, rtol=1e-3, atol=1e-4)
+    assert shipped.thresholds == trained.thresholds
+    assert "held_out" not in shipped.facts
+    assert len(predict("lab", mrnet, root / "out", progress=False)) == 24
+
+    # what is done is not done again
+    before = (root / "results" / "knee-lab.json").read_bytes()
+    monkeypatch.setattr(lab, "train", None)
+    monkeypatch.setattr(lab, "evaluate", None)
+    lab.run_lab(root / "runs", [0, 1], progress=False)
+    assert (root / "results" / "knee-lab.json").read_bytes() == before
