@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,6 +26,29 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LABELS = ("#56B4E9", "#F0E442", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
 TRUTH = "#E69F00"
 PREDICTION = "#56B4E9"
+
+
+def label_colours(count: int) -> list[str]:
+    """Colours for the classes of a label map, in the order of their values."""
+    return [LABELS[k % len(LABELS)] for k in range(count)]
+
+
+def label_legend(axes: Axes, names: Sequence[str], colours: Sequence[str]) -> None:
+    """Say in a corner of a dark picture which colour is which class.
+
+    >>> axes = Figure().subplots()
+    >>> label_legend(axes, ["oedema"], ["#E69F00"])
+    >>> axes.get_legend().get_texts()[0].get_text()
+    'oedema'
+    """
+    patches = [Patch(color=c, label=n) for n, c in zip(names, colours, strict=True)]
+    axes.legend(
+        handles=patches,
+        loc="lower left",
+        fontsize="small",
+        labelcolor="white",
+        facecolor="black",
+    )
 
 
 def show_image(

@@ -7,6 +7,13 @@ file, which draws and computes.
 from medimg_utils.viewers.mask_overlay import MaskOverlayViewer
 from medimg_utils.viewers.planes import PlanesViewer
 from medimg_utils.viewers.series import SeriesViewer
+from medimg_utils.viewers.surface import SurfaceViewer
 from medimg_utils.viewers.threshold_explorer import ThresholdExplorer
 
-__all__ = ["MaskOverlayViewer", "PlanesViewer", "SeriesViewer", "ThresholdExplorer"]
+__all__ = [
+    "MaskOverlayViewer",
+    "PlanesViewer",
+    "SeriesViewer",
+    "SurfaceViewer",
+    "ThresholdExplorer",
+]

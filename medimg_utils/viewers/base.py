@@ -3,7 +3,7 @@
 import base64
 import io
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +131,37 @@ def check_labels(
     name: str, value: npt.ArrayLike, shape: tuple[int, ...] | None = None
 ) -> npt.NDArray[np.uint8]:
     """Return a label map (X, Y, Z), or raise ValueError."""
-    array = check_image(name, value, 3, "(X, Y, Z)")
+    array = np.asarray(value)
+    # Then nothing can be NaN or a fraction.
+    whole = np.issubdtype(array.dtype, np.integer) or array.dtype == bool
+    if not whole or array.ndim != 3 or array.size == 0:
+        array = check_image(name, value, 3, "(X, Y, Z)")
     if shape is not None:
         check_shape(name, array, shape)
-    if array.min() < 0 or array.max() > 255 or (array != np.rint(array)).any():
-        found = f"{array.min():g} to {array.max():g}"
+    low, high = array.min(), array.max()
+    if low < 0 or high > 255 or not (whole or (array == np.rint(array)).all()):
         raise ValueError(
-            f"{name} holds values from {found}, expected whole numbers from 0 to 255"
+            f"{name} holds values from {low:g} to {high:g}, "
+            "expected whole numbers from 0 to 255"
         )
     return array.astype(np.uint8)
+
+
+def values_of(labels: npt.NDArray[np.uint8]) -> list[int]:
+    """The labels that occur."""
+    return np.flatnonzero(np.bincount(labels.ravel(order="K"))).tolist()
+
+
+def name_labels(
+    names: Mapping[int, str], maps: Iterable[npt.NDArray[np.uint8]]
+) -> dict[int, str]:
+    """What each label means, in the order of their values, 0 left out.
+
+    A label that is found in ``maps`` and has no name is called by its value. One that
+    has a name is listed even if it is not found, so that each class keeps its colour.
+    """
+    found = set(names).union(*(values_of(one) for one in maps)) - {0}
+    return {value: names.get(value, f"label {value}") for value in sorted(found)}
 
 
 def check_spacing(spacing: Sequence[float] | npt.NDArray[Any]) -> tuple[float, ...]:

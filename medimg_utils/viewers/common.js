@@ -43,7 +43,7 @@ function slider(model, name, label, { min, max, step, format, index }, signal) {
   const id = `medimg-${name}-${++serial}`;
   const input = element("input", { type: "range", id, min, max, step });
   const output = element("output", { for: id });
-  const value = () => (index === undefined ? model.get(name) : model.get(name)[index]);
+  const value = () => read(model, name, index);
   input.dataset.trait = name;
   const show = () => {
     input.value = value();
@@ -60,6 +60,11 @@ function slider(model, name, label, { min, max, step, format, index }, signal) {
     output,
     input,
   );
+}
+
+/** The trait `name`, or its element `index`. */
+function read(model, name, index) {
+  return index === undefined ? model.get(name) : model.get(name)[index];
 }
 
 /** Set the trait `name`, or its element `index`, and tell the kernel, if there is one. */
@@ -125,12 +130,12 @@ function windowSliders(model, signal) {
   ];
 }
 
-/** A labelled checkbox that follows the boolean trait `name`. */
-function checkbox(model, name, label, signal) {
+/** A labelled checkbox that follows the boolean trait `name`, or its element `index`. */
+function checkbox(model, name, label, signal, index) {
   const input = element("input", { type: "checkbox" });
   input.dataset.trait = name;
-  const show = () => (input.checked = model.get(name));
-  input.addEventListener("change", () => change(model, name, input.checked));
+  const show = () => (input.checked = read(model, name, index));
+  input.addEventListener("change", () => change(model, name, input.checked, index));
   follow(model, `change:${name}`, show, signal);
   show();
   return element("label", { class: "medimg-check" }, input, ` ${label}`);
@@ -153,6 +158,11 @@ function oncePerFrame(draw) {
       draw();
     });
   };
+}
+
+/** A line that says how a viewer is used. */
+function hint(text) {
+  return element("p", { class: "medimg-hint", text });
 }
 
 /** Line of a legend: a swatch and what it means. */
@@ -222,11 +232,12 @@ function paintMap(rgba, probability, colours, alpha) {
 
 /**
  * Let the reader explore a picture. Called are `point(u, v)` with the place of a click
- * or drag, as shares of width and height; `hover(u, v)` while the mouse moves above;
- * `move(dx, dy)` for the arrow keys; `step(n)` for wheel, Page Up and Page Down, and
- * with an infinite `n` for Home and End.
+ * or drag, as shares of width and height; `press(u, v)`, if given, instead of it where
+ * a drag begins; `hover(u, v)` while the mouse moves above; `move(dx, dy)` for the
+ * arrow keys; `step(n)`, if given, for wheel, Page Up and Page Down, and with an
+ * infinite `n` for Home and End.
  */
-function explore(canvas, { point, hover, move, step }) {
+function explore(canvas, { point, press = point, hover, move, step }) {
   canvas.setAttribute("tabindex", "0");
   canvas.setAttribute("role", "application");
   const place = (event) => {
@@ -241,7 +252,7 @@ function explore(canvas, { point, hover, move, step }) {
     if (event.button !== 0) return;
     canvas.focus({ preventScroll: true });
     canvas.setPointerCapture(event.pointerId);
-    point(...place(event));
+    press(...place(event));
   });
   canvas.addEventListener("pointermove", (event) => {
     if (event.buttons & 1) point(...place(event));
@@ -252,7 +263,7 @@ function explore(canvas, { point, hover, move, step }) {
   canvas.addEventListener(
     "wheel",
     (event) => {
-      if (!canvas.matches(":focus") || event.ctrlKey) return;
+      if (!step || !canvas.matches(":focus") || event.ctrlKey) return;
       event.preventDefault();
       turned += event.deltaY * (event.deltaMode === 1 ? 20 : 1);
       if (Math.abs(turned) < 40) return;
@@ -268,11 +279,13 @@ function explore(canvas, { point, hover, move, step }) {
       ArrowRight: () => move(far, 0),
       ArrowUp: () => move(0, -far),
       ArrowDown: () => move(0, far),
-      PageUp: () => step(-1),
-      PageDown: () => step(1),
-      Home: () => step(-Infinity),
-      End: () => step(Infinity),
     };
+    if (step) {
+      actions.PageUp = () => step(-1);
+      actions.PageDown = () => step(1);
+      actions.Home = () => step(-Infinity);
+      actions.End = () => step(Infinity);
+    }
     if (!actions[event.key] || event.ctrlKey || event.altKey || event.metaKey) return;
     actions[event.key]();
     event.preventDefault();

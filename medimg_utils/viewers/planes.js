@@ -191,6 +191,7 @@ async function render({ model, el }) {
     element("div", { class: "medimg-row" }, ...controls),
     element("div", { class: "medimg-trio" }, ...sliders),
     legend,
+    hint("Click where the planes shall meet; then wheel, Page Up and Page Down go through them."),
   );
   el.replaceChildren(root);
 

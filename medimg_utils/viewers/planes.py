@@ -138,9 +138,7 @@ class PlanesViewer(base.Viewer):
             )
         )
         self._maps = {name: found[box][nearest] for name, found in maps.items()}
-        values = sorted(set().union(*(np.unique(m).tolist() for m in maps.values())))
-        values = [value for value in values if value > 0]
-        texts = [(names or {}).get(value, f"label {value}") for value in values]
+        meanings = base.name_labels(names or {}, maps.values())
         first = next(iter(maps), "none")
         super().__init__(
             names=list(voxels),
@@ -152,11 +150,9 @@ class PlanesViewer(base.Viewer):
             volume_data=base.pack_all(self._volumes),
             label_data=base.pack_all([self._maps.get("labels")]),
             predicted_data=base.pack_all([self._maps.get("predicted")]),
-            label_values=values,
-            label_names=texts,
-            colours=[
-                plotting.LABELS[k % len(plotting.LABELS)] for k in range(len(values))
-            ],
+            label_values=list(meanings),
+            label_names=list(meanings.values()),
+            colours=plotting.label_colours(len(meanings)),
             volume=next(iter(voxels)),
             shown_labels={"labels": "true"}.get(first, first),
             place=place,
@@ -181,8 +177,8 @@ class PlanesViewer(base.Viewer):
         labels = self._maps.get(
             "predicted" if self.shown_labels == "predicted" else "labels"
         )
-        for k, (plane, axes_of) in enumerate(PLANES.items()):
-            across, down, through = axes_of
+        for k, (plane, runs) in enumerate(PLANES.items()):
+            across, down, through = runs
             axes = figure.add_subplot(1, 3, k + 1)
             at = self.place[through]
             extent = (0, self.extent[across], 0, self.extent[down])
@@ -211,6 +207,8 @@ class PlanesViewer(base.Viewer):
                 (0.48, 0.02, ENDS[down][0]),
             ):
                 axes.text(x, y, letter, color="white", transform=axes.transAxes)
+        if labels is not None and self.shown_labels != "none":
+            plotting.label_legend(axes, self.label_names, self.colours)
         return figure
 
 

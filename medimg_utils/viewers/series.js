@@ -251,6 +251,7 @@ async function render({ model, el }) {
     element("div", { class: "medimg-trio" }, ...sliders),
     element("div", { class: "medimg-row" }, ...boxes),
     legend,
+    hint("In a picture that was clicked, wheel, Page Up and Page Down change the slice."),
   );
   el.replaceChildren(root);
 

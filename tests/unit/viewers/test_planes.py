@@ -2,7 +2,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg_utils.viewers import PlanesViewer, base
@@ -35,12 +35,12 @@ def test_voxels_and_labels_survive_the_way_to_the_browser() -> None:
     assert viewer.shape == list(SHAPE)
     assert viewer.extent == [10, 24, 18]
     stored = unpack(viewer.volume_data, [2, *SHAPE]) / 255
-    for values, given, (low, high) in zip(
+    for values, expected, (low, high) in zip(
         stored, (volume(), -volume()), viewer.ranges, strict=True
     ):
         shown = low + (high - low) * values
         worst = (high - low) * (1 / 126 + 1 / 510)
-        assert np.abs(shown - np.clip(given, low, high)).max() <= worst
+        assert np.abs(shown - np.clip(expected, low, high)).max() <= worst
     assert (unpack(viewer.label_data, list(SHAPE)) == labels()).all()
     assert (unpack(viewer.predicted_data, list(SHAPE)) == labels() // 4).all()
     assert viewer.label_values == [1, 4]
@@ -53,8 +53,18 @@ def test_names_of_labels_fall_back_to_their_values() -> None:
         labels=labels(),
         names={4: "enhancing", 2: "oedema"},
     )
-    assert viewer.label_names == ["label 1", "enhancing"]
-    assert len(set(viewer.colours)) == 2
+    assert viewer.label_names == ["label 1", "oedema", "enhancing"]
+    assert len(set(viewer.colours)) == 3
+
+
+def test_a_class_keeps_its_colour_where_another_is_missing() -> None:
+    names = {1: "core", 2: "oedema", 4: "enhancing"}
+    some = PlanesViewer(
+        {"T1": volume()}, (1, 1, 1), labels=4 * labels() // 4, names=names
+    )
+    none = PlanesViewer({"T1": volume()}, (1, 1, 1), labels=0 * labels(), names=names)
+    assert some.label_values == none.label_values == [1, 2, 4]
+    assert some.colours == none.colours
 
 
 def test_background_around_is_cut_off() -> None:
@@ -76,6 +86,7 @@ def test_voxels_become_nearly_cubic_when_they_are_shrunk() -> None:
     assert viewer.extent == [60, 60, 60]
 
 
+@settings(max_examples=20, deadline=None)
 @given(start=st.tuples(st.integers(0, 39), st.integers(0, 47), st.integers(0, 23)))
 def test_the_crosshair_begins_within_a_stored_voxel_of_the_start(start: tuple) -> None:
     viewer = PlanesViewer(
@@ -95,6 +106,7 @@ def test_the_crosshair_begins_inside_a_hollow_label() -> None:
     assert ring[viewer.voxel()]
 
 
+@settings(max_examples=20, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
     data=st.data(),

@@ -2,7 +2,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg_utils.viewers import SeriesViewer, base
@@ -51,6 +51,7 @@ def test_a_constant_series_can_be_shown() -> None:
     assert SeriesViewer({"empty": np.full((2, 4, 4), 7.0)}).ranges == [[7.0, 8.0]]
 
 
+@settings(max_examples=20, deadline=None)
 @given(
     place=st.tuples(st.integers(0, 4), st.integers(0, 23), st.integers(0, 19)),
     top=st.floats(0.2, 1),
