@@ -121,15 +121,17 @@ def _once(file: Path, folder: Path, run: Path, progress: bool) -> dict[str, Any]
         )
     answer = json.loads(file.read_text(encoding="utf-8"))
     truth = json.loads((folder / "simulation-truth.json").read_text(encoding="utf-8"))
+    way = answer["combination"]
     answer["cases"] = [
         {
             "exam_id": case["exam_id"],
             "labels": case["labels"],
             "series": _rounded(case["series"]),
-            "combined": _rounded(case["combined"]),
-            "slices": case["slices"],
-            "anatomy": truth[case["exam_id"]]["anatomy"],
-            "findings": truth[case["exam_id"]]["findings"],
+            "combined": _rounded({way: case["combined"][way]}),
+            "findings": [
+                {key: finding[key] for key in ("diagnosis", "kind", "grade", "where")}
+                for finding in truth[case["exam_id"]]["findings"]
+            ],
         }
         for case in answer["cases"]
     ]

@@ -81,7 +81,8 @@ def write_exams(root: Path, split: str, numbers: range, seed: int) -> dict[str, 
                 {
                     "diagnosis": "abnormal" if finding == "effusion" else finding,
                     "kind": finding,
-                    "grade": 1 + number % 2,
+                    "grade": ("subtle", "marked")[number % 2],
+                    "where": "",
                 }
                 for finding in sorted(findings)
             ],
