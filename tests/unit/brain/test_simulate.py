@@ -402,7 +402,7 @@ def app():
 
 def test_the_command_writes_a_release_and_says_what_is_wrong(app, small, tmp_path):
     run = CliRunner().invoke
-    common = ["brain", "--patients", "3", "--seed", "4"]
+    common = ["brain", "--patients", "3", "--seed", "8"]
     done = shutil.copytree(small, tmp_path / "done")
     result = run(app, [*common, "--spacing", "4", "--out", str(done)])
     # the share of low-grade tumours differs from that of the fixture
