@@ -3,11 +3,14 @@
 Loading the page takes most of the time, so a test asks all that belongs together.
 """
 
+import base64
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Locator
 from steps import PICTURE, drawn, move, viewer
 
@@ -31,15 +34,10 @@ def tick(root: Locator, trait: str, on: bool) -> None:
     drawn(root.page)
 
 
-def rgba(canvas: Locator) -> np.ndarray:
-    """Pixels (H, W, 4) of what a canvas shows."""
-    script = """node => {
-      const {width, height} = node;
-      const data = node.getContext("2d").getImageData(0, 0, width, height).data;
-      return [width, height, [...data]];
-    }"""
-    width, height, values = canvas.evaluate(script)
-    return np.array(values).reshape(height, width, 4)
+def rgb(canvas: Locator) -> np.ndarray:
+    """Pixels (H, W, 3) of what a canvas shows."""
+    png = base64.b64decode(canvas.evaluate(PICTURE).partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
 # --- series ---------------------------------------------------------------------------
@@ -229,7 +227,7 @@ def test_the_planes_lie_as_radiologists_see_them(planes) -> None:
     planes.locator('select[data-trait="shown_labels"]').select_option("none")
     tick(planes, "show_crosshair", False)
     for pane in (0, 1):
-        grey = rgba(planes.locator(f"{PANE} canvas").nth(pane))[:, :, 0]
+        grey = rgb(planes.locator(f"{PANE} canvas").nth(pane))[:, :, 0]
         left, right = np.array_split(grey, 2, axis=1)
         assert left.mean() > 200
         assert right.mean() < 55
@@ -301,7 +299,7 @@ def hide(root: Locator, name: str) -> None:
 
 def kernel(root: Locator) -> np.ndarray:
     """Pixels (H, W) of the kernel, whose colour is sky blue; letters are grey."""
-    colours = rgba(root.locator("canvas").first)
+    colours = rgb(root.locator("canvas").first)
     return colours[:, :, 2] > colours[:, :, 0] + 15
 
 
