@@ -473,7 +473,8 @@ def _joint_spaces(
     """Capsule, notch, and the spaces of the joint with the order in which they fill."""
     box = COARSE.box(*_JOINT)
     grid = COARSE.part(box)
-    fine_box = tuple(slice(2 * part.start, 2 * part.stop) for part in box)
+    fine_x, fine_y, fine_z = (slice(2 * part.start, 2 * part.stop) for part in box)
+    fine_box = (fine_x, fine_y, fine_z)
     fine_grid = GRID.part(fine_box)
     x, y, z = (
         a / s for a, s in zip(grid.axes(), (hard.width, hard.depth, 1.0), strict=True)

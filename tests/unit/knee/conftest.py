@@ -54,6 +54,7 @@ def write_exams(root: Path, split: str, numbers: range, seed: int) -> dict[str, 
     """Write one split with its tables and lesions; what is true of its exams."""
     random = np.random.default_rng(seed)
     release = root / "MRNet-v1.0"
+    release.mkdir(parents=True, exist_ok=True)
     truth = {}
     for number in numbers:
         name = f"{number:04d}"

@@ -53,7 +53,10 @@ def test_the_limb_is_closed_and_lies_within_the_grid(knee):
         assert count == 1
         assert ndi.binary_fill_holes(inside[:, :, k]).sum() == inside[:, :, k].sum()
         rim = inside[:, :, k] & ~ndi.binary_erosion(inside[:, :, k])
-        assert (knee.codes[:, :, 40 + 40 * k][rim] == Code.SKIN).mean() > 0.97
+        outline = knee.codes[:, :, 40 + 40 * k][rim]
+        # cords lie right under the skin: their surface may come through, no bone does
+        assert not np.isin(outline, (*BONES.values(), Code.CORTEX, Code.MUSCLE)).any()
+        assert (outline == Code.SKIN).mean() > 0.85
 
 
 def test_every_tissue_is_there(knee):

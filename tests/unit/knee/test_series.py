@@ -143,7 +143,7 @@ def test_fluid_is_bright_and_fat_dark_with_fat_suppression(grey):
         order = [grey[plane, n] for n in ("fat", "muscle", "cartilage", "fluid")]
         assert order == sorted(order), plane
         assert grey[plane, "fluid"] > 1.4 * grey[plane, "muscle"]
-        assert grey[plane, "marrow"] < 0.7 * grey[plane, "muscle"]
+        assert grey[plane, "marrow"] < 0.85 * grey[plane, "muscle"]
         assert grey[plane, "tendon"] < 0.7 * grey[plane, "muscle"]
 
 
