@@ -18,8 +18,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,7 +40,7 @@ from medimg_utils.brain.tumour import (
 from medimg_utils.errors import InputError
 from medimg_utils.io import atomic_path, to_json, write_text_atomic
 from medimg_utils.settings import Settings, get_settings
-from medimg_utils.simulation import Part, needs_work, write_in_parts
+from medimg_utils.simulation import Part, needs_work, remove_older, write_in_parts
 
 #: Version of the simulation: another version gives other images for the same seed.
 VERSION = 1
@@ -263,18 +261,9 @@ def ensure_release(size: str, settings: Settings | None = None) -> Path:
             f"{', '.join(RELEASES)}; for paper, point to the real release"
         )
     data = (settings or get_settings()).data
-    out = data / f"brain-{size}"
-    for file in (out / "simulation.json", out / "unfinished.json"):
-        if file.is_file() and _version(file) < VERSION:
-            shutil.rmtree(out)
-    return simulate_release(out, RELEASES[size], data_dir=data)
-
-
-def _version(file: Path) -> int:
-    try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["version"])
-    except (ValueError, KeyError, TypeError):
-        return VERSION  # damaged: the simulation says so
+    out, plan = data / f"brain-{size}", RELEASES[size]
+    remove_older(out, asdict(plan))
+    return simulate_release(out, plan, data_dir=data)
 
 
 #: Releases of the run sizes.  Each holds other patients: those of ``lab-choice`` choose

@@ -10,11 +10,14 @@ from typer.testing import CliRunner
 
 from medimg_utils import pretrained, results
 from medimg_utils.brain import lab
-from medimg_utils.brain.dataset import read_brats
-from medimg_utils.brain.experiment import STAGES, load_run
+from medimg_utils.brain.dataset import load, read_brats, read_case
+from medimg_utils.brain.evaluation import dices
+from medimg_utils.brain.experiment import STAGES, load_run, predict_case
+from medimg_utils.brain.inference import Segmenter
 from medimg_utils.brain.lab import recovered, run_lab
-from medimg_utils.brain.simulate import Survival
+from medimg_utils.brain.simulate import RELEASES, Survival, _simulate_patient
 from medimg_utils.errors import InputError
+from medimg_utils.settings import get_settings
 
 SCRIPT = Path(lab.__file__).parents[2] / "data_scripts" / "lab.py"
 
@@ -59,7 +62,8 @@ def stored(tmp_path_factory, run, brats, write_release):
     write_truth(other, [case.case_id for case in read_brats(other)])
     known = shutil.copytree(brats, root / "known")
     write_truth(known, [case.case_id for case in read_brats(known)])
-    releases = {"lab": known, "lab-test": other}
+    choice = write_release(root / "choice", patients=2, first=200)
+    releases = {"lab": known, "lab-choice": choice, "lab-test": other}
     shutil.copytree(run, root / "runs" / "brain-lab-fold0")
     for folder in ("pretrained", "results"):
         (root / folder).mkdir()
@@ -91,6 +95,7 @@ def test_the_result_says_all_that_the_pages_show(stored):
     for network in read["training"]["networks"].values():
         assert len(network["history"]) >= network["best"]["epoch"] > 0
         assert network["weights"] > 0
+    assert read["training"]["chosen_on"]["patients"] == 2
     inference = read["inference"]
     assert inference["all modes"]["n"] == 1
     assert set(inference["all modes"]["modes"]) == {"reference", "fast", "one-pass"}
@@ -106,6 +111,24 @@ def test_the_networks_travel_with_the_package(stored, monkeypatch):
     monkeypatch.setattr(pretrained, "FOLDER", root / "pretrained")
     assert pretrained.names() == ["brain-lab"]
     assert load_run("lab").facts["mode"] in ("fast", "one-pass")
+
+
+def test_the_shipped_networks_repeat_a_stored_score(tmp_path):
+    """A patient follows from seed and number, and the numbers from the shipped weights."""
+    test = results.load("brain-lab")["tests"]["unseen-patients"]
+    case = min(test["cases"], key=lambda case: abs(case["TC"]["dice"] - 0.8))
+    plan = RELEASES["lab-test"]
+    index = int(case["case_id"].split("_")[2])
+    _simulate_patient(plan, index, case["grade"], tmp_path, get_settings().data)
+    (folder,) = tmp_path.glob("*/*")
+    assert folder.name == case["case_id"]
+    scan = load(read_case(folder))
+    assert scan.labels is not None
+    network = load_run("lab")
+    segmenter = Segmenter(network.networks, test["mode"])
+    found = predict_case(network, read_case(folder), segmenter)
+    for name, value in dices(found.labels, scan.labels).items():
+        assert value == pytest.approx(case[name]["dice"], abs=0.02), name
 
 
 def test_a_stopped_lab_run_goes_on(stored):
