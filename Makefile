@@ -63,8 +63,8 @@ lint: $(INSTALLED) ## Check style, types and spelling
 	$(BIN)/codespell
 
 .PHONY: unit
-unit: $(INSTALLED) $(ANATOMY) $(RELEASES) ## Run the unit tests
-	$(PARALLEL) tests/unit
+unit: $(INSTALLED) $(ANATOMY) $(RELEASES) ## Run the unit tests and the examples in docstrings
+	$(PARALLEL) medimg_utils tests/unit
 
 # Runs copies, so that the sources stay free of outputs, and hands the outputs to
 # the cache of the website: no notebook runs twice.

@@ -14,6 +14,7 @@ from medimg_utils.errors import InputError
 class Geometry:
     """How images of `shape` = (H, W) lie in the square of `size` pixels.
 
+    >>> import torch
     >>> square = Geometry((100, 60), 480).to_square(torch.ones(100, 60))
     >>> square.shape, bool(square[:, 0].any()), bool(square[:, 240].all())
     (torch.Size([480, 480]), False, True)
