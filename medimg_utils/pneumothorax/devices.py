@@ -22,12 +22,11 @@ Knots = list[tuple[float, float]]
 def device_paths(view: View) -> Tensor:
     """Line integral ``(size, size)`` of attenuation in tubes, wires and metal."""
     total = torch.zeros(view.size, view.size)
-    generator = view.generator(7)
     draw = _Draw(view)
-    for device, shapes in _SHAPES.items():
-        # drawn for what is absent too: a drain more moves nothing else
-        u = torch.rand(12, generator=generator).tolist()
+    for stream, (device, shapes) in enumerate(_SHAPES.items(), start=100):
         if device in view.technique.devices:
+            generator = view.generator(stream)  # of its own: it moves nothing else
+            u = torch.rand(12, generator=generator).tolist()
             for layer in shapes(draw, u, generator):
                 total = total + layer
     return total
