@@ -69,7 +69,7 @@ class Curve:
         along = dx * math.sin(self.angle) + dz * math.cos(self.angle)
         across = dx * math.cos(self.angle) - dz * math.sin(self.angle)
         across = across - 0.5 * self.bend * along**2
-        fade = torch.sigmoid((self.length - along.abs()) / (0.1 * self.length))
+        fade = torch.sigmoid((self.length - along.abs()) / (0.05 * self.length))
         path[rows, columns] += profile(along, across) * fade
 
 

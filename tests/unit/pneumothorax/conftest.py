@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor
 
-from medimg_utils.pneumothorax.phantom import load_chest, load_girdle
+from medimg_utils.pneumothorax.phantom import Girdle, load_chest, load_girdle
 from medimg_utils.pneumothorax.technique import (
     Rates,
     random_patient,
@@ -48,6 +47,6 @@ def _pose() -> Callable[..., View]:
 
 
 @pytest.fixture(scope="session")
-def girdle() -> dict[str, Tensor]:
-    """The right shoulder girdle."""
+def girdle() -> tuple[Girdle, Girdle]:
+    """The two shoulder girdles."""
     return load_girdle(get_settings().data)

@@ -149,7 +149,9 @@ def test_a_run_that_learned_from_older_data_is_refused(lab_run):
     before = settings.read_text()
     change(settings, version=VERSION + 1)
     shipped = (root / "pretrained" / f"{lab.NAME}.safetensors").read_bytes()
-    with pytest.raises(RunError, match=r"fold0 was trained on the simulation .*lab holds"):
+    with pytest.raises(
+        RunError, match=r"fold0 was trained on the simulation .*lab holds"
+    ):
         run()
     assert (root / "pretrained" / f"{lab.NAME}.safetensors").read_bytes() == shipped
     settings.write_text(before)
