@@ -22,11 +22,12 @@ NOTEBOOKS := $(shell find book -name '*.ipynb' -not -path '*/.*')
 # Stamps: empty files that say when a step was last done.
 INSTALLED := .venv/installed
 ASSETS := .cache/site-assets
-ANATOMY := .cache/anatomy-chest
-RELEASE := .cache/release-tiny
+ANATOMY := .cache/anatomy
+USE_CASES := pneumothorax knee brain
+RELEASES := $(USE_CASES:%=.cache/release-%)
 OUTPUTS := .cache/outputs-valid
 PAGES := .cache/pages-valid
-BUILT := $(INSTALLED) $(ASSETS) $(ANATOMY) $(RELEASE) $(OUTPUTS) $(PAGES)
+BUILT := $(INSTALLED) $(ASSETS) $(ANATOMY) $(RELEASES) $(OUTPUTS) $(PAGES)
 
 .PHONY: help
 help: ## Show this list
@@ -60,7 +61,7 @@ lint: $(INSTALLED) ## Check style, types and spelling
 	$(BIN)/codespell
 
 .PHONY: unit
-unit: $(INSTALLED) $(ANATOMY) $(RELEASE) ## Run the unit tests
+unit: $(INSTALLED) $(ANATOMY) $(RELEASES) ## Run the unit tests
 	$(BIN)/python -m pytest tests/unit
 
 # Runs copies, so that the sources stay free of outputs, and hands the outputs to
@@ -125,22 +126,26 @@ $(ASSETS): book/_ext/site_assets.py $(INSTALLED)
 	mkdir -p .cache && touch $@
 
 $(ANATOMY): data_scripts/fetch_anatomy.py medimg_utils/physics/anatomy.py | $(INSTALLED)
-	$(BIN)/python data_scripts/fetch_anatomy.py chest
+	for group in chest knee brain; do \
+		$(BIN)/python data_scripts/fetch_anatomy.py $$group || exit; done
 	mkdir -p .cache && touch $@
 
-# Made anew when the simulator changes.
-$(RELEASE): $(wildcard medimg_utils/physics/*.py) \
-		$(patsubst %,medimg_utils/pneumothorax/%.py,simulate phantom collapse \
-			technique view girdle devices film) \
-		| $(ANATOMY)
-	rm -rf "$(MEDIMG_DATA)/pneumothorax-tiny"
-	$(BIN)/python -c "from medimg_utils.pneumothorax.simulate import ensure_release; \
-		from medimg_utils.settings import get_settings; \
-		ensure_release('tiny', get_settings())"
+# The simulated exams of the tiny size, made anew when their simulator changes.
+SIMULATORS := $(wildcard medimg_utils/physics/*.py)
+.cache/release-pneumothorax: $(patsubst %,medimg_utils/pneumothorax/%.py,simulate \
+	phantom collapse technique view girdle devices film)
+.cache/release-knee: $(patsubst %,medimg_utils/knee/%.py,simulate phantom findings \
+	series shapes soft_tissue hard_tissue texture voxels)
+.cache/release-brain: $(patsubst %,medimg_utils/brain/%.py,simulate phantom tumour \
+	head scan)
+$(RELEASES): .cache/release-%: $(SIMULATORS) medimg_utils/simulation.py | $(ANATOMY)
+	rm -rf "$(MEDIMG_DATA)/$*-tiny"
+	$(BIN)/python -c "from medimg_utils.$*.simulate import ensure_release; \
+		ensure_release('tiny')"
 	mkdir -p .cache && touch $@
 
 # Stored outputs go stale when the package, the data or the run size changes.
-$(OUTPUTS): $(PACKAGE) $(RELEASE) .cache/run-size
+$(OUTPUTS): $(PACKAGE) $(RELEASES) .cache/run-size
 	rm -rf .cache/notebooks
 	mkdir -p .cache && touch $@
 

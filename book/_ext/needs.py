@@ -23,6 +23,28 @@ from medimg_utils import results
 from medimg_utils.physics.anatomy import REGISTRY
 from medimg_utils.settings import get_settings
 
+#: The group of anatomy behind the simulated exams of each use case.
+MADE_FROM = {"pneumothorax": "chest", "knee": "knee", "brain": "brain"}
+
+
+def download_mb(text: str) -> float:
+    """Size of the anatomy that a notebook of this text fetches on a fresh machine.
+
+    It names a file of the registry, or simulates exams that are made from a group of
+    them.
+    """
+    groups = {
+        group
+        for use_case, group in MADE_FROM.items()
+        if f"medimg_utils.{use_case}.simulate" in text
+    }
+    return sum(
+        source.megabytes
+        for source in REGISTRY
+        if groups & set(source.groups)
+        or any(f'"{name}"' in text for name in source.members)
+    )
+
 
 def measure(path: Path) -> dict[str, object]:
     """Run the notebook; return minutes, peak memory, device and download."""
@@ -43,7 +65,7 @@ def measure(path: Path) -> dict[str, object]:
             peak * (1 if platform.system() == "Darwin" else 1024) / 1e9, 2
         ),
         "device": results.hardware(device),
-        "download_mb": sum(one.megabytes for one in REGISTRY if "chest" in one.groups),
+        "download_mb": round(download_mb("\n".join(c.source for c in notebook.cells))),
     }
 
 

