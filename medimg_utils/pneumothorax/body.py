@@ -57,7 +57,7 @@ def shape_body(view: View, soft: Tensor, visible: Tensor) -> Tensor:
     # over the lung they are seen through it, fainter
     soft = soft + planes * thick * (1 - 0.6 * visible)
     mottle = smooth_noise((view.size, view.size), (70, 70), dice.generator)
-    return (soft * (1 + dice.ratio(0.004, 0.02) * mottle)).clamp(min=0)
+    return (soft * (1 + dice.ratio(0.002, 0.008) * mottle)).clamp(min=0)
 
 
 def _below_shoulders(

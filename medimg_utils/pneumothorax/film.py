@@ -241,6 +241,7 @@ def _vessels(view: View, vessels: Tensor, gap: tuple[Cavity, Tensor] | None) -> 
 def _edges(view: View, bone: Tensor) -> Tensor:
     """Sharpen the cortex of ribs and vertebrae, which the CT blurs."""
     fine = bone - blur(bone, 1.5 / view.pixel_mm)
+    fine = torch.minimum(fine, 0.5 * bone)  # small calcifications stay what they are
     return (bone + view.technique.rib_edges * fine).clamp(min=0)
 
 

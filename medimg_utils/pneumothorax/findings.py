@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from medimg_utils.physics.deform import smooth_noise
+from medimg_utils.physics.deform import sample, smooth_noise
 from medimg_utils.physics.xray import blur
 from medimg_utils.pneumothorax.curves import Axes, Curve, Dice, step, strand
 from medimg_utils.pneumothorax.phantom import COARSE, LEFT, RIGHT, SPACING, Chest
@@ -27,7 +27,6 @@ def breathe(view: View) -> Chest:
     with a thin wall.
     """
     chest, found = view.chest, view.technique.findings
-    dice = Dice(view.generator(9))
     low, high = chest.lungs[:, 0].amin(0), chest.lungs[:, 1].amax(0)
     first = ((low - chest.coarse_origin) / COARSE).floor().int().clamp(min=0).tolist()
     last = ((high - chest.coarse_origin) / COARSE).ceil().int() + 1
@@ -37,6 +36,7 @@ def breathe(view: View) -> Chest:
     if "emphysema" in found:
         level = (part[2].start + torch.arange(depth.shape[2])) * COARSE - low[2]
         level = level / (high[2] - low[2])
+        dice = Dice(view.generator(9))
         start, soft = dice.between(0.5, 0.85), dice.between(0.04, 0.12)
         lost = dice.between(0.25, 0.6) * torch.sigmoid((level - start) / soft)
         density = 1 + (density - 1) * (1 - lost) - 0.5 * lost
@@ -48,7 +48,7 @@ def breathe(view: View) -> Chest:
     lungs *= 1 + weight * ((0.6 - lungs) / 0.2).clamp(0, 1)
     vessels = chest.vessels
     if "bulla" in found:
-        vessels = _bulla(chest, soft_tissue, dice)
+        vessels = _bulla(chest, soft_tissue, Dice(view.generator(10)))
     return replace(chest, soft=soft_tissue, vessels=vessels)
 
 
@@ -78,10 +78,11 @@ def _bulla(chest: Chest, soft: Tensor, dice: Dice) -> Tensor:
         - centre[n]
         for n in range(3)
     ]
-    x, y, z = torch.meshgrid(*axes, indexing="ij")
-    to_wall = (x**2 + y**2 + z**2).sqrt() - radius
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    to_wall = points.norm(dim=-1) - radius
+    depth = sample(chest.depth[None], points + centre, chest.coarse_origin, COARSE)[0]
     tissue = soft[box]
-    lung = ((0.6 - tissue) / 0.2).clamp(0, 1)
+    lung = ((0.6 - tissue) / 0.2).clamp(0, 1) * (depth / COARSE + 0.5).clamp(0, 1)
     air = torch.sigmoid(-to_wall / 0.5) * lung
     wall = torch.exp(-0.5 * (to_wall / 0.8) ** 2) * lung
     soft[box] = tissue * (1 - 0.92 * air) + dice.between(0.1, 0.45) * wall

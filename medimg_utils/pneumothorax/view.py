@@ -59,7 +59,7 @@ class View:
         """Path through matter that lies at points, in mm of its density unit.
 
         A pixel shows the more of a thing the nearer it is to the focus: there a ray
-        stands for a smaller area.
+        stands for a smaller area.  Scale counts, local stretching by the bend does not.
 
         Parameters
         ----------

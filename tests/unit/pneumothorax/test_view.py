@@ -74,7 +74,8 @@ def test_film_millimetres_start_at_the_top_of_the_lungs(pose):
 @pytest.mark.parametrize("where", [-60.0, 60.0])
 def test_points_weigh_on_the_film_what_a_volume_of_them_would(pose, view_name, where):
     """A block of 30 mm, as points and as voxels; in front of and behind the middle."""
-    view = pose("chest3", 4, view=view_name)
+    straight = {"bend_mm": 0.0, "taper": 0.0}
+    view = pose("chest3", 4, view=view_name, patient=straight, degrees=(0.0, 0.0, 0.0))
     chest = view.chest
     middle = chest.lungs.mean((0, 1)) + torch.tensor([30.0, where, 0.0])
     generator = torch.Generator().manual_seed(0)
