@@ -91,5 +91,15 @@ def ablation(runs: Runs = Path("runs")) -> None:
         )
 
 
+@app.command()
+def plans() -> None:
+    """What the rules of nnU-Net decide from the geometry of the three tiny releases."""
+    from medimg_utils.challenges.planning import Fingerprint, plan, run_plans
+
+    for name, found in run_plans()["fingerprints"].items():
+        decided = plan(Fingerprint(**found))
+        typer.echo(f"{name:13} patch {decided.patch}  batch {decided.batch}")
+
+
 if __name__ == "__main__":
     app()
