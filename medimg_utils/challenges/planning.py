@@ -310,15 +310,15 @@ def of_radiographs(release: Path) -> Fingerprint:
     from medimg_utils.io import read_image
     from medimg_utils.pneumothorax.dataset import read_release
 
-    images = [read_image(record.path) for record in read_release(release)]
-    told = [image for image in images if image.spacing_mm]
-    if not told:
+    spacings, shapes = [], []
+    for record in read_release(release):
+        image = read_image(record.path)
+        if image.spacing_mm is not None:
+            spacings.append(image.spacing_mm)
+            shapes.append(image.pixels.shape)
+    if not shapes:
         raise InputError(f"no radiograph of {release} tells its pixel spacing.")
-    return fingerprint(
-        [image.spacing_mm for image in told],
-        [image.pixels.shape for image in told],
-        classes=2,
-    )
+    return fingerprint(spacings, shapes, classes=2)
 
 
 def of_knees(release: Path, plane: str, spacing: Sequence[float]) -> Fingerprint:

@@ -58,7 +58,7 @@ class StudyExplorer(base.Viewer):
     _css = base.STYLES
 
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    scores = traitlets.List().tag(sync=True)
+    scores: traitlets.List = traitlets.List().tag(sync=True)
     first = traitlets.Unicode().tag(sync=True)
     second = traitlets.Unicode().tag(sync=True)
     seeds = traitlets.Int().tag(sync=True)
