@@ -198,10 +198,10 @@ def random_technique(
         sharpen=float(g.uniform(0.1, 1.5)),
         sharpen_mm=float(g.uniform(1.2, 5.0)),
         tone=(
-            float(g.uniform(0.0, 0.012)),
+            float(g.uniform(0.0, 0.008)),
             float(g.uniform(0.965, 1.0)),
             float(g.uniform(0.7, 1.35)),
-            float(g.uniform(0.2, 1.0)),
+            float(g.uniform(0.35, 1.0)),
         ),
         planes=float(np.exp(g.uniform(np.log(0.35), np.log(2.2)))),
         rib_edges=float(g.uniform(0.2, 1.8)),

@@ -137,6 +137,7 @@ def make_view(
     corners = deformation.push(torch.cartesian_prod(*box.T))
     low, high = corners.amin(0), corners.amax(0)
     width = float(high[0] - low[0]) / technique.lungs_share
+    width = max(width, float(high[2] - low[2]) / 0.84)  # long lungs need a longer film
     middle_x = float(low[0] + high[0]) / 2 + technique.offset[0]
     # the apices stand a little below the film's top
     top = float(corners[1::2, 2].mean()) + 0.07 * width + technique.offset[1]
