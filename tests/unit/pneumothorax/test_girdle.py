@@ -51,6 +51,25 @@ def test_the_girdle_has_the_mass_of_its_bones(pose, girdle):
     assert found == pytest.approx(grams, rel=0.1)
 
 
+def test_stretched_lungs_leave_the_bones_of_the_shoulder_as_they_are(pose, girdle):
+    grams, tall = {}, {}
+    bones = {**girdle[0], "humerus": girdle[0]["humerus"][:0]}
+    none = {name: bone[:0] for name, bone in bones.items()}
+    for stretch in (1.0, 1.3):
+        view = pose("chest1", 0, lungs_share=0.6, offset=(0.0, 0.0), stretch=stretch)
+        path, shaft = (girdle_path(view, (b, b)) for b in (bones, none))
+        path = (path - shaft) * view.pixel_mm**2
+        _, z = view.film_mm()
+        rows = path.sum(1)
+        grams[stretch] = float(path.sum())
+        middle = (rows * z[:, 0]).sum() / rows.sum()
+        tall[stretch] = float(
+            ((rows * (z[:, 0] - middle) ** 2).sum() / rows.sum()).sqrt()
+        )
+    assert grams[1.3] == pytest.approx(grams[1.0], rel=0.03)
+    assert tall[1.3] == pytest.approx(tall[1.0], rel=0.1)
+
+
 def test_each_patient_has_one_of_two_shoulders(pose, girdle):
     first, second = (
         girdle_path(pose("chest3", 1, patient={"shoulder": n}), girdle) for n in (0, 1)

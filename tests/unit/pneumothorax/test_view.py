@@ -121,6 +121,31 @@ def test_ribs_run_down_to_the_front_or_level(pose):
     assert level[0.0] - level[-0.2] == pytest.approx(0.2, abs=0.05)
 
 
+def test_lungs_are_stretched_along_the_patient_only(pose):
+    extent = {}
+    for stretch in (1.0, 1.3):
+        view = pose("chest2", 3, stretch=stretch, degrees=(0.0, 0.0, 0.0))
+        low, high = view.chest.lungs[:, 0].amin(0), view.chest.lungs[:, 1].amax(0)
+        corners = view.deformation.push(
+            torch.cartesian_prod(*torch.stack([low, high]).T)
+        )
+        extent[stretch] = corners.amax(0) - corners.amin(0)
+    x, y, z = (extent[1.3] / extent[1.0]).tolist()
+    assert z == pytest.approx(1.3, abs=0.06)
+    assert (x, y) == pytest.approx((1, 1), abs=0.06)
+
+
+def test_the_film_is_laid_about_long_lungs_too(pose):
+    straight = {"slope": 0.0, "bend_mm": 0.0}
+    for stretch in (1.0, 1.4, 1.8):
+        view = pose(
+            "chest1", 2, stretch=stretch, degrees=(0.0, 0.0, 0.0), patient=straight
+        )
+        low, high = view.chest.lungs[:, 0].amin(0), view.chest.lungs[:, 1].amax(0)
+        rows = view.pixels(torch.stack([low, high]))[:, 0] / view.size
+        assert 0.5 < rows[0] - rows[1] < 0.95
+
+
 def test_a_tapered_cage_is_wider_below_than_above(pose):
     width = {}
     for taper in (0.0, 0.2):
