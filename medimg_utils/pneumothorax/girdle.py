@@ -113,7 +113,11 @@ def _pose(
     at_humerus = place((humerus[:, :3] - _HEAD) @ drop.T + head)
     down = torch.tensor([0.25 + 0.15 * float(r[6]), 0.0, -1.0])
     ends = place(torch.stack([head, head + 280 * down / down.norm()]))
-    mass = torch.cat([clavicle[:, 3], scapula[:, 3], humerus[:, 3]]) * size**3 / technique.stretch
+    mass = (
+        torch.cat([clavicle[:, 3], scapula[:, 3], humerus[:, 3]])
+        * size**3
+        / technique.stretch
+    )
     points = torch.cat([at_clavicle, at_scapula, at_humerus])
     return _Posed(points, mass, ends[0], ends[1], size)
 
