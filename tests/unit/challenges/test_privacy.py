@@ -18,7 +18,7 @@ SECRET = b"not to be known!"
 # Of each kind of value one that nothing else contains.
 TELLTALE = {
     "DA": "19370214", "TM": "031415.926", "DT": "19370214031415", "AS": "087Y",
-    "PN": "Telltale^Tale", "DS": "314.15926", "IS": "31415926", "UI": "1.2.3.31415926",
+    "PN": "Telltale^Tale", "CS": "TELLTALE", "DS": "314.15926", "IS": "31415926", "UI": "1.2.3.31415926",
 }  # fmt: skip
 
 
@@ -208,8 +208,8 @@ def test_a_line_of_text_is_found_where_it_is(size: int) -> None:
     (box,) = privacy.text_boxes(film(text, size=size))
     font = ImageFont.load_default(size=size)
     left, top, right, bottom = font.getbbox(text)
-    true = np.array([40 + top, 40 + bottom, 30 + left, 30 + right])
-    assert np.abs(true - box).max() <= 3
+    true = np.array([30 + top, 30 + bottom, 40 + left, 40 + right])
+    assert np.abs(true - box).max() <= size / 8  # a letter has a margin
 
 
 def test_without_text_nothing_is_found() -> None:
