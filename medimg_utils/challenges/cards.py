@@ -227,12 +227,12 @@ def _group(name: str, found: Mapping[str, Any]) -> list[str] | None:
         regions = [k for k in found if k != "n" and found[k] is not None]
         return [str(found["n"]), ", ".join(f"Dice {k} {found[k]:.2f}" for k in regions)]
     exams = f"{found['positives']} ill, {found['negatives']} well"
-    text = [
+    told = [
         f"{label} {found[k]:.2f}"
         for label, k in (("AUC", "auc"), ("Dice", "dice"))
         if found.get(k) is not None
     ]
-    return [exams, ", ".join(text)] if text else None
+    return [exams, ", ".join(told)] if told else None
 
 
 def model_card(name: str) -> str:

@@ -21,7 +21,7 @@ def _inside(name: str, values: ArrayLike) -> NDArray[np.float64]:
     """Numbers that lie between 0 and 1, both left out."""
     numbers = np.asarray(values, dtype=np.float64)
     if not ((numbers > 0) & (numbers < 1)).all():
-        raise InputError(f"{name} is {values}, but must lie between 0 and 1.")
+        raise InputError(f"{name} is {numbers}, but must lie between 0 and 1.")
     return numbers
 
 
@@ -82,7 +82,7 @@ def net_benefit(
     [0.0]
     """
     wanted = np.atleast_1d(_inside("a threshold", thresholds))
-    share = float(np.mean(labels)) if prevalence is None else prevalence
+    share = float(np.asarray(labels).mean()) if prevalence is None else prevalence
     ill = float(_inside("prevalence", share))
     points = [metrics.at_threshold(labels, probabilities, float(t)) for t in wanted]
     found = np.array([point.sensitivity for point in points])

@@ -7,7 +7,7 @@ midnight before the first day.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,12 +178,12 @@ def read(exams: pd.DataFrame, readers: tuple[int, ...], lead: float) -> pd.Serie
     done = world.event()
     left = come.size
 
-    def scanner() -> Iterator[Any]:
+    def scanner() -> Generator[simpy.Event, Any, None]:
         for number, time in enumerate(come):
             yield world.timeout(time - world.now)
             worklist.put(simpy.PriorityItem(place[number], number))
 
-    def radiologist(number: int) -> Iterator[Any]:
+    def radiologist(number: int) -> Generator[simpy.Event, Any, None]:
         nonlocal left
         for begin, end in _shifts(readers, number):
             if end <= world.now:
@@ -196,7 +196,8 @@ def read(exams: pd.DataFrame, readers: tuple[int, ...], lead: float) -> pd.Serie
                 if not following.triggered:
                     following.cancel()
                     break
-                exam = following.value.item
+                taken: Any = following.value
+                exam = taken.item
                 opened[exam] = world.now
                 yield world.timeout(length[exam])
                 left -= 1

@@ -18,7 +18,8 @@ SECRET = b"not to be known!"
 # Of each kind of value one that nothing else contains.
 TELLTALE = {
     "DA": "19370214", "TM": "031415.926", "DT": "19370214031415", "AS": "087Y",
-    "PN": "Telltale^Tale", "CS": "TELLTALE", "DS": "314.15926", "IS": "31415926", "UI": "1.2.3.31415926",
+    "PN": "Telltale^Tale", "CS": "TELLTALE", "DS": "314.15926", "IS": "31415926",
+    "UI": "1.2.3.31415926",
 }  # fmt: skip
 
 
