@@ -74,5 +74,32 @@ def brain(runs: Runs = Path("runs"), folds: Folds = None) -> None:
         )
 
 
+@app.command()
+def ablation(runs: Runs = Path("runs")) -> None:
+    """A dozen designs with several seeds; a network that is trained is not trained again."""
+    from medimg_utils.challenges.ablation import NAME, run_ablation, unpack
+
+    try:
+        result = run_ablation(runs / NAME)
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    for name, design in result["designs"].items():
+        scores = unpack(design["scores"])
+        typer.echo(
+            f"{name:24} Dice {scores.mean():.3f}  seeds {scores.mean(1).std():.3f}"
+        )
+
+
+@app.command()
+def plans() -> None:
+    """What the rules of nnU-Net decide from the geometry of the three tiny releases."""
+    from medimg_utils.challenges.planning import Fingerprint, plan, run_plans
+
+    for name, found in run_plans()["fingerprints"].items():
+        decided = plan(Fingerprint(**found))
+        typer.echo(f"{name:13} patch {decided.patch}  batch {decided.batch}")
+
+
 if __name__ == "__main__":
     app()
