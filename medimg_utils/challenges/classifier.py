@@ -1,0 +1,352 @@
+"""A small classifier of films, and the three collections that it can learn from.
+
+It is small on purpose: a CPU trains it in a minute, so that an experiment can be
+repeated over seeds, and a page can take it apart in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from medimg_utils import metrics, pretrained
+from medimg_utils.challenges.films import Films
+from medimg_utils.errors import InputError
+from medimg_utils.pneumothorax.preprocess import to_network
+from medimg_utils.training import BEST, Batch, fit, load_tensors, stable_seed
+
+#: Share of films with a drain (without, with pneumothorax) in each collection.
+COLLECTIONS = {"shortcut": (0.05, 0.9), "balanced": (0.475, 0.475)}
+
+
+class FilmNet(nn.Module):
+    """Four blocks of convolutions, the mean over all places, dropout, one logit.
+
+    | step | shape |
+    |---|---|
+    | film | (B, 1, 128, 128) |
+    | block 1, 5 × 5, stride 2 | (B, 16, 64, 64) |
+    | block 2, then halved | (B, 24, 32, 32) |
+    | block 3, then halved | (B, 48, 16, 16) |
+    | block 4 | (B, 64, 16, 16) |
+    | mean and maximum over places | (B, 128) |
+    | linear | (B,) logits |
+
+    >>> FilmNet()(torch.zeros(2, 1, 128, 128)).shape
+    torch.Size([2])
+    """
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            _block(1, 16, kernel=5, stride=2),
+            _block(16, 24),
+            nn.MaxPool2d(2),
+            _block(24, 48),
+            nn.MaxPool2d(2),
+            _block(48, 64),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(128, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W) → (B, 128), what the last layer weighs."""
+        maps = self.blocks(x)
+        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W) → (B,) logits of pneumothorax."""
+        return self.head(self.dropout(self.features(x)))[:, 0]
+
+
+def _block(inside: int, outside: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False),
+        nn.GroupNorm(outside // 8, outside),
+        nn.ReLU(),  # not in place: attribution methods put their hooks here
+    )
+
+
+# --------------------------------------------------------------------------- collections
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Films as an archive would hold them: each view with and without pneumothorax.
+
+    Attributes:
+        images: (N, S, S) uint8.
+        labels: (N,) 1 with pneumothorax.
+        drains: (N,) 1 with a drain.
+        views: (N,) index of the view in the films that they are taken from.
+        patients: (N,).
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    drains: NDArray[np.int64]
+    views: NDArray[np.int64]
+    patients: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, chosen: NDArray[np.bool_]) -> Collection:
+        """Those films that are chosen (N,)."""
+        return Collection(
+            self.images[chosen],
+            self.labels[chosen],
+            self.drains[chosen],
+            self.views[chosen],
+            self.patients[chosen],
+        )
+
+
+def collect(films: Films, rates: tuple[float, float], seed: int = 0) -> Collection:
+    """Take two films of each view, and let drains be as frequent as asked.
+
+    Args:
+        films: each view four times.
+        rates: share of films with a drain among those without and with pneumothorax;
+            they are met exactly, up to rounding.
+        seed: which views get the drain.
+
+    Raises:
+        InputError: a rate outside [0, 1].
+    """
+    if not all(0 <= rate <= 1 for rate in rates):
+        raise InputError(f"the rates of drains are {rates}; 0 to 1 is needed.")
+    random = np.random.default_rng([seed, 41])
+    count = len(films)
+    drains = np.zeros((count, 2), dtype=np.int64)
+    for label, rate in enumerate(rates):
+        drains[random.permutation(count)[: round(rate * count)], label] = 1
+    views, labels = np.divmod(np.arange(2 * count), 2)
+    chosen = drains.ravel()
+    return Collection(
+        films.images[views, labels, chosen],
+        labels,
+        chosen,
+        views,
+        films.patients[views],
+    )
+
+
+def cell_weights(
+    labels: NDArray[np.int64], drains: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Weights that make drains equally frequent with and without pneumothorax.
+
+    Each of the four cells (label, drain) weighs the same in sum, and the mean weight
+    is 1.  It needs no new film, but somebody who looks for drains.
+
+    >>> cell_weights(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 0])).tolist()
+    [0.625, 0.625, 1.25, 1.25, 1.25]
+    """
+    cells = 2 * np.asarray(labels) + np.asarray(drains)
+    names, place, counts = np.unique(cells, return_inverse=True, return_counts=True)
+    return np.asarray(len(cells) / (len(names) * counts[place]), dtype=np.float64)
+
+
+class _Tensors(Dataset[Batch]):
+    """Films in memory, indexed by (epoch, index) as `training.fit` does."""
+
+    def __init__(self, collection: Collection, weights: NDArray[np.float64]) -> None:
+        self.images = as_tensor(collection.images)
+        self.labels = torch.from_numpy(collection.labels).float()
+        self.weights = torch.from_numpy(weights).float()
+        self.names = [
+            f"{patient}, view {view}, label {label}"
+            for patient, view, label in zip(
+                collection.patients, collection.views, collection.labels, strict=True
+            )
+        ]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        _, index = key
+        return {
+            "image_id": self.names[index],
+            "image": self.images[index],
+            "label": self.labels[index],
+            "weight": self.weights[index],
+        }
+
+
+def as_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """(N, S, S) uint8 → (N, 1, S, S) as the network takes them."""
+    return to_network(torch.from_numpy(np.asarray(images)).float()[:, None] / 255)
+
+
+def augment(images: Tensor) -> Tensor:
+    """Flip half of a batch, move it by up to 8 pixels, and change its contrast a little.
+
+    Draws from torch's global generator.
+    """
+    flip = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    images = torch.where(flip, images.flip(-1), images)
+    shift = torch.randint(-8, 9, (2,)).tolist()
+    images = torch.roll(images, shift, dims=(-2, -1))
+    gain = 1 + 0.15 * torch.randn(len(images), 1, 1, 1, device=images.device)
+    level = 0.15 * torch.randn(len(images), 1, 1, 1, device=images.device)
+    return images * gain + level
+
+
+# ------------------------------------------------------------------------------ training
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained.  All values are our choice.
+
+    Attributes:
+        collection: which of `COLLECTIONS` it learns from.
+        reweighted: give the four cells of label and drain equal weight.
+        random_labels: shuffle the labels: there is nothing to learn, only to memorise.
+        epochs, batch_size, learning_rate, weight_decay: see `medimg_utils.training.fit`.
+    """
+
+    collection: str
+    reweighted: bool = False
+    random_labels: bool = False
+    epochs: int = 40
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+
+
+def train_classifier(
+    films: Films,
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> FilmNet:
+    """Train a classifier, or read it where it was trained before.
+
+    One in six patients chooses the epoch, from a collection of the same kind: nobody in
+    a hospital has a better one.
+
+    Args:
+        films: of training patients.
+        recipe: what it learns from, and how.
+        out: folder of the run; resumed where it was stopped.
+        seed: of the collection, the weights and the order.
+        progress: show a bar.
+
+    Returns:
+        The network of the best epoch, in evaluation mode.
+    """
+    facts = {**asdict(recipe), "seed": seed, "views": films.image_ids[:, 0].tolist()}
+    everything = collect(films, COLLECTIONS[recipe.collection], seed)
+    random = np.random.default_rng([seed, 42])
+    if recipe.random_labels:
+        everything = Collection(
+            everything.images,
+            random.permutation(everything.labels),
+            everything.drains,
+            everything.views,
+            everything.patients,
+        )
+    names = np.unique(everything.patients)
+    held = random.permutation(names)[: max(1, len(names) // 6)]
+    is_held = np.isin(everything.patients, held)
+    training, validation = everything.part(~is_held), everything.part(is_held)
+    if recipe.random_labels:  # nothing of it holds for others
+        validation = training
+    weights = np.ones(len(training))
+    if recipe.reweighted:
+        weights = cell_weights(training.labels, training.drains)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed(seed, 43))
+        network = FilmNet()
+
+    def loss(model: nn.Module, batch: Batch, _: float) -> Tensor:
+        images = batch["image"]
+        logits = model(images if recipe.random_labels else augment(images))
+        each = F.binary_cross_entropy_with_logits(
+            logits, batch["label"], reduction="none"
+        )
+        return (batch["weight"] * each).mean()
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        logits = logits_of(model, validation.images)
+        truth = torch.from_numpy(validation.labels).float()
+        return {
+            "val_auc": metrics.auc(validation.labels, logits.numpy()),
+            "val_loss": float(F.binary_cross_entropy_with_logits(logits, truth)),
+        }
+
+    fit(
+        network,
+        _Tensors(training, weights),
+        loss=loss,
+        validate=validate,
+        best_by="val_loss",
+        lowest=True,
+        out=out,
+        settings=facts,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        seed=seed,
+        resume=True,
+        workers=0,
+        progress=progress,
+    )
+    return load_classifier(out / BEST)
+
+
+@torch.inference_mode()
+def logits_of(network: nn.Module, images: NDArray[np.uint8]) -> Tensor:
+    """Logits (N,) of films (N, S, S), on the CPU."""
+    device = next(network.parameters()).device
+    parts = as_tensor(images).split(64)
+    return torch.cat([network(part.to(device)).float().cpu() for part in parts])
+
+
+@torch.inference_mode()
+def features_of(network: FilmNet, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """What the last layer weighs, (N, 128), for films (N, S, S)."""
+    device = next(network.parameters()).device
+    parts = as_tensor(images).split(64)
+    found = [network.features(part.to(device)).float().cpu() for part in parts]
+    return torch.cat(found).double().numpy()
+
+
+# ------------------------------------------------------------------- the shipped networks
+
+#: Name of the small networks in :mod:`medimg_utils.pretrained`.
+SHIPPED = "challenges-films"
+
+
+def load_classifier(path: Path) -> FilmNet:
+    """The network of a file of weights, in evaluation mode, on the CPU.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    tensors, _ = load_tensors(path)
+    network = FilmNet()
+    network.load_state_dict({key: value.float() for key, value in tensors.items()})
+    return network.eval()
+
+
+def shipped(part: str) -> FilmNet:
+    """One of the networks that travel with the package, e.g. ``balanced-0``.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    return load_classifier(pretrained.find(SHIPPED, part))
