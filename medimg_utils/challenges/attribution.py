@@ -14,6 +14,7 @@ weights are thrown away cannot explain them.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -135,7 +136,10 @@ def explain(
     Returns:
         float64.  A map that is zero everywhere becomes even: it points nowhere.
     """
-    found = explainer(images.detach().clone()).detach().double().cpu().numpy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks")
+        found = explainer(images.detach().clone().requires_grad_())
+    found = found.detach().double().cpu().numpy()
     if smooth:
         found = ndi.gaussian_filter(found, (0, smooth, smooth))
     total = found.sum(axis=(1, 2), keepdims=True)
