@@ -6,7 +6,7 @@ repeated over seeds, and a page can take it apart in seconds.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +31,15 @@ class FilmNet(nn.Module):
 
     | step | shape |
     |---|---|
-    | film | (B, 1, 128, 128) |
-    | block 1, 5 × 5, stride 2 | (B, 16, 64, 64) |
-    | block 2, then halved | (B, 24, 32, 32) |
-    | block 3, then halved | (B, 48, 16, 16) |
-    | block 4 | (B, 64, 16, 16) |
+    | film | (B, 1, 96, 96) |
+    | block 1, 5 × 5, stride 2 | (B, 16, 48, 48) |
+    | block 2, then halved | (B, 24, 24, 24) |
+    | block 3, then halved | (B, 48, 12, 12) |
+    | block 4 | (B, 64, 12, 12) |
     | mean and maximum over places | (B, 128) |
     | linear | (B,) logits |
 
-    >>> FilmNet()(torch.zeros(2, 1, 128, 128)).shape
+    >>> FilmNet()(torch.zeros(2, 1, 96, 96)).shape
     torch.Size([2])
     """
 
@@ -79,20 +79,18 @@ def _block(inside: int, outside: int, kernel: int = 3, stride: int = 1) -> nn.Mo
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Films as an archive would hold them: each view with and without pneumothorax.
+    """Films as an archive would hold them, each with a drain or without.
 
     Attributes:
         images: (N, S, S) uint8.
         labels: (N,) 1 with pneumothorax.
         drains: (N,) 1 with a drain.
-        views: (N,) index of the view in the films that they are taken from.
         patients: (N,).
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     drains: NDArray[np.int64]
-    views: NDArray[np.int64]
     patients: NDArray[np.str_]
 
     def __len__(self) -> int:
@@ -104,19 +102,18 @@ class Collection:
             self.images[chosen],
             self.labels[chosen],
             self.drains[chosen],
-            self.views[chosen],
             self.patients[chosen],
         )
 
 
 def collect(films: Films, rates: tuple[float, float], seed: int = 0) -> Collection:
-    """Take two films of each view, and let drains be as frequent as asked.
+    """Take each film once, and let drains be as frequent as asked.
 
     Args:
-        films: each view four times.
+        films: each without and with a drain.
         rates: share of films with a drain among those without and with pneumothorax;
             they are met exactly, up to rounding.
-        seed: which views get the drain.
+        seed: which films get the drain.
 
     Raises:
         InputError: a rate outside [0, 1].
@@ -124,19 +121,12 @@ def collect(films: Films, rates: tuple[float, float], seed: int = 0) -> Collecti
     if not all(0 <= rate <= 1 for rate in rates):
         raise InputError(f"the rates of drains are {rates}; 0 to 1 is needed.")
     random = np.random.default_rng([seed, 41])
-    count = len(films)
-    drains = np.zeros((count, 2), dtype=np.int64)
+    drains = np.zeros(len(films), dtype=np.int64)
     for label, rate in enumerate(rates):
-        drains[random.permutation(count)[: round(rate * count)], label] = 1
-    views, labels = np.divmod(np.arange(2 * count), 2)
-    chosen = drains.ravel()
-    return Collection(
-        films.images[views, labels, chosen],
-        labels,
-        chosen,
-        views,
-        films.patients[views],
-    )
+        members = random.permutation(np.flatnonzero(films.labels == label))
+        drains[members[: round(rate * len(members))]] = 1
+    images = films.images[np.arange(len(films)), drains]
+    return Collection(images, films.labels, drains, films.patients)
 
 
 def cell_weights(
@@ -162,12 +152,7 @@ class _Tensors(Dataset[Batch]):
         self.images = as_tensor(collection.images)
         self.labels = torch.from_numpy(collection.labels).float()
         self.weights = torch.from_numpy(weights).float()
-        self.names = [
-            f"{patient}, view {view}, label {label}"
-            for patient, view, label in zip(
-                collection.patients, collection.views, collection.labels, strict=True
-            )
-        ]
+        self.names = [f"film {k} of {p}" for k, p in enumerate(collection.patients)]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -188,13 +173,13 @@ def as_tensor(images: NDArray[np.uint8]) -> Tensor:
 
 
 def augment(images: Tensor) -> Tensor:
-    """Flip half of a batch, move it by up to 8 pixels, and change its contrast a little.
+    """Flip half of a batch, move it by up to 6 pixels, and change its contrast a little.
 
     Draws from torch's global generator.
     """
     flip = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     images = torch.where(flip, images.flip(-1), images)
-    shift = torch.randint(-8, 9, (2,)).tolist()
+    shift = torch.randint(-6, 7, (2,)).tolist()
     images = torch.roll(images, shift, dims=(-2, -1))
     gain = 1 + 0.15 * torch.randn(len(images), 1, 1, 1, device=images.device)
     level = 0.15 * torch.randn(len(images), 1, 1, 1, device=images.device)
@@ -247,17 +232,11 @@ def train_classifier(
     Returns:
         The network of the best epoch, in evaluation mode.
     """
-    facts = {**asdict(recipe), "seed": seed, "views": films.image_ids[:, 0].tolist()}
+    facts = {**asdict(recipe), "seed": seed, "films": len(films)}
     everything = collect(films, COLLECTIONS[recipe.collection], seed)
-    random = np.random.default_rng([seed, 42])
     if recipe.random_labels:
-        everything = Collection(
-            everything.images,
-            random.permutation(everything.labels),
-            everything.drains,
-            everything.views,
-            everything.patients,
-        )
+        everything = replace(everything, labels=shuffled_labels(films, seed))
+    random = np.random.default_rng([seed, 42])
     names = np.unique(everything.patients)
     held = random.permutation(names)[: max(1, len(names) // 6)]
     is_held = np.isin(everything.patients, held)
@@ -306,6 +285,11 @@ def train_classifier(
         progress=progress,
     )
     return load_classifier(out / BEST)
+
+
+def shuffled_labels(films: Films, seed: int = 0) -> NDArray[np.int64]:
+    """The labels (N,) in an order that has nothing to do with the films."""
+    return np.random.default_rng([seed, 44]).permutation(films.labels)
 
 
 @torch.inference_mode()

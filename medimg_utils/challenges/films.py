@@ -1,210 +1,178 @@
-"""Small simulated films of which each is taken four times: the data of the black box.
+"""Small films, each with and without a chest drain: the data of the black box.
 
-A patient stands before the film once, and four pictures are made: with and without
-pneumothorax, with and without a chest drain.  All else is equal, so the difference of
-two of them is the effect of one thing, and any correlation between the two can be made
-by choosing which of the four a network gets to see.
-
-They are releases as :mod:`medimg_utils.pneumothorax.simulate` writes them: a release
-without drains, and the same patients with drains.
+The films are those of the lab run of the first use case, shrunk until a CPU trains on
+them in a minute.  A drain is laid over the finished film (:func:`lay_drain`), so each film
+exists twice and the two differ by the drain alone.  Any correlation of drain and disease
+can then be made by choosing which of the two a network gets to see.
 """
 
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from scipy import ndimage as ndi
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import read_image
-from medimg_utils.pneumothorax.dataset import read_release
-from medimg_utils.pneumothorax.phantom import ANATOMIES
-from medimg_utils.pneumothorax.preprocess import prepare
-from medimg_utils.pneumothorax.simulate import (
-    HELD_OUT,
-    Simulation,
-    simulate_release,
-)
-from medimg_utils.pneumothorax.technique import Rates
-from medimg_utils.settings import Settings, get_settings
-from medimg_utils.simulation import remove_older
+from medimg_utils.pneumothorax.dataset import Record, read_release
+from medimg_utils.pneumothorax.preprocess import prepare, prepare_mask
+from medimg_utils.training import stable_seed
 
-#: Rows and columns of the films: a CPU trains on them in a minute.
-SIDE = 128
-_SEEN = tuple(anatomy for anatomy in ANATOMIES if anatomy != HELD_OUT)
-
-
-def _plan(patients: int, seed: int, anatomies: tuple[str, ...]) -> Simulation:
-    return Simulation(
-        patients,
-        seed=seed,
-        size=SIDE,
-        positive_rate=1.0,  # with its twin, each film is there with and without air
-        pairs=True,
-        anatomies=anatomies,
-        rates=Rates(drain=(0.0, 0.0), mirrored=0.0),
-    )
-
-
-#: What the small networks learn from, what they are measured on, and another site: a CT
-#: that none of them has learned from.
-PLANS = {
-    "train": _plan(64, 410, _SEEN),
-    "test": _plan(64, 420, _SEEN),
-    "site": _plan(16, 430, (HELD_OUT,)),
-}
+#: Rows and columns of the small films.
+SIDE = 96
 
 
 @dataclass(frozen=True, eq=False)
 class Films:
-    """Films of some patients, each taken four times.
+    """Films, each without and with a drain.
 
     Attributes
     ----------
-    images: ``(V, 2, 2, S, S)`` uint8, standardised; the axes after the view say whether
-        the lung is collapsed and whether there is a drain.
-    lesions: ``(V, S, S)`` bool, the pneumothorax of the collapsed films.
-    drains: ``(V, S, S)`` bool, where the drained films show the drain.
-    patients: ``(V,)``; views of one patient never part.
-    areas: ``(V,)`` of the pneumothorax as a share of the film.
-    kinds: ``(V,)`` such as ``"apical"``.
-    image_ids: ``(V, 2)`` names of the collapsed film without and with a drain.
+    images: ``(N, 2, S, S)`` uint8, standardised; the second axis says whether there is a
+        drain.
+    labels: ``(N,)`` 1 with pneumothorax.
+    lesions: ``(N, S, S)`` bool, the pneumothorax.
+    drains: ``(N, S, S)`` bool, where the second picture shows the drain.
+    patients: ``(N,)``; films of one patient never part.
     """
 
     images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
     lesions: NDArray[np.bool_]
     drains: NDArray[np.bool_]
     patients: NDArray[np.str_]
-    areas: NDArray[np.float64]
-    kinds: NDArray[np.str_]
-    image_ids: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.images)
 
-
-def plan_of(name: str, drained: bool, patients: int | None = None) -> Simulation:
-    """The simulation of one of :data:`PLANS`, without drains or with a drain in each.
-
-    With fewer ``patients`` it gives the films of the first ones.
-
-    >>> plan_of("test", True).rates.drain
-    (1.0, 1.0)
-    """
-    if name not in PLANS:
-        raise InputError(f"there are no films {name!r}; there are: {', '.join(PLANS)}.")
-    plan = PLANS[name]
-    rates = replace(plan.rates, drain=(float(drained), float(drained)))
-    return replace(plan, rates=rates, patients=patients or plan.patients)
+    def part(self, chosen: NDArray[np.bool_] | slice) -> Films:
+        """Those films that are chosen."""
+        return Films(
+            self.images[chosen],
+            self.labels[chosen],
+            self.lesions[chosen],
+            self.drains[chosen],
+            self.patients[chosen],
+        )
 
 
-def ensure_films(
-    name: str,
-    settings: Settings | None = None,
-    *,
-    patients: int | None = None,
-    workers: int | None = None,
-    progress: bool = True,
+def read_films(
+    release: Path, *, twins: bool = False, limit: int | None = None
 ) -> Films:
-    """The films of one of :data:`PLANS`, simulated on first use.
+    """Read a simulated release as small films, without those that have a drain already.
 
     Parameters
     ----------
-    name: ``train``, ``test`` or ``site``.
-    settings: say where the data are.
-    patients: only the first so many of the plan; their films are the same, but they are
-        kept in a folder of their own.
-    workers, progress: see :func:`medimg_utils.pneumothorax.simulate.simulate_release`.
+    release: in the layout of SIIM-ACR, with ``simulation-truth.csv``.
+    twins: only films with pneumothorax and their twins without; else all films.
+    limit: at most so many, the first ones.
 
     Raises
     ------
     InputError
-        No such plan, or the folder holds something else.
+        The release does not say which films show a drain, or none is left.
     """
-    data = (settings or get_settings()).data
-    folders = []
-    for drained, word in enumerate(("plain", "drained")):
-        plan = plan_of(name, bool(drained), patients)
-        few = f"-{patients}" if patients else ""
-        out = data / f"challenges-{name}-{word}{few}"
-        remove_older(out, asdict(plan))
-        simulate_release(out, plan, workers=workers, data_dir=data, progress=progress)
-        folders.append(out)
-    return read_films(*folders)
-
-
-def read_films(plain: Path, drained: Path) -> Films:
-    """Read the same views from two releases, without and with drains.
-
-    Raises
-    ------
-    InputError
-        The two do not hold the same views.
-    """
-    found = [_views(folder) for folder in (plain, drained)]
-    same = ("patient", "kind", "area")
-    if [[row[k] for k in same] for row, _ in found[0]] != [
-        [row[k] for k in same] for row, _ in found[1]
-    ]:
+    truth = release / "simulation-truth.csv"
+    if not truth.is_file():
         raise InputError(
-            f"{plain} and {drained} do not hold the same views; delete both and "
-            "simulate them anew"
+            f"{truth} is missing: which films show a drain must be known. Give a simulated "
+            "release."
         )
-    raw, lesions = [], []
-    for folder, views in zip((plain, drained), found, strict=True):
-        records = {record.image_id: record for record in read_release(folder)}
-        for row, twin in views:
-            pair = [records[twin], records[row["ImageId"]]]
-            raw.append([read_image(record.path).pixels for record in pair])
-            if folder == plain:
-                lesions.append(pair[1].mask(raw[-1][1].shape))
-    pixels = np.array(raw, dtype=np.float32)
-    count, side = len(lesions), pixels.shape[-1]
-    pixels = pixels.reshape(2, count, 2, side, side).transpose(1, 2, 0, 3, 4)
-    images = np.array(
-        [prepare(one, side)[0] for one in pixels.reshape(-1, side, side)], np.uint8
-    ).reshape(pixels.shape)
-    rows = [row for row, _ in found[0]]
+    with truth.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [
+        row["ImageId"]
+        for row in rows
+        if row["drain"] == "0" and (row["pair"] or not twins)
+    ][:limit]
+    records = {record.image_id: record for record in read_release(release)}
+    if not wanted:
+        raise InputError(f"{release} holds no film without a drain.")
+    return stack([records[name] for name in wanted])
+
+
+def stack(records: Sequence[Record], side: int = SIDE) -> Films:
+    """Read films, lay a drain over each, and shrink both; see :class:`Films`.
+
+    The drain goes to the side of the pneumothorax, and to any side without one.
+    """
+    images, lesions, drains = [], [], []
+    for record in records:
+        pixels = read_image(record.path).pixels
+        lesion = record.mask((pixels.shape[0], pixels.shape[1]))
+        random = np.random.default_rng(
+            stable_seed(*record.image_id.encode())  # the same film, the same drain
+        )
+        columns = np.nonzero(lesion.any(axis=0))[0]
+        right = random.random() < 0.5
+        if columns.size:
+            right = columns.mean() > lesion.shape[1] / 2
+        drained, drain = lay_drain(pixels, right, random)
+        images.append([prepare(film, side)[0] for film in (pixels, drained)])
+        lesions.append(prepare_mask(lesion, side) >= 64)
+        drains.append(prepare_mask(drain, side) >= 64)
     return Films(
-        images,
+        np.array(images),
+        np.array([record.label for record in records]),
         np.array(lesions),
-        np.array([drain_mask(*view[0]) for view in pixels]),
-        np.array([row["patient"] for row in rows]),
-        np.array([float(row["area"]) for row in rows]),
-        np.array([row["kind"] for row in rows]),
-        np.array([[r["ImageId"] for r, _ in views] for views in found]).T,
+        np.array(drains),
+        np.array([record.patient for record in records]),
     )
 
 
-def _views(folder: Path) -> list[tuple[dict[str, str], str]]:
-    """Rows of the films with pneumothorax, each with the name of its healthy twin."""
-    with (folder / "simulation-truth.csv").open(newline="", encoding="utf-8") as file:
-        return [(r, r["pair"]) for r in csv.DictReader(file) if r["kind"]]
+def lay_drain(
+    pixels: NDArray[np.floating], right: bool, random: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Lay a chest drain over a finished film.
 
+    A tube of plastic, brighter at both walls, with a stripe that stops X-rays.  It enters
+    between the ribs and runs up toward the apex.
 
-def drain_mask(
-    plain: NDArray[np.floating], drained: NDArray[np.floating]
-) -> NDArray[np.bool_]:
-    """Where two films ``(H, W)`` in [0, 1] differ by a drain.
+    Parameters
+    ----------
+    pixels: ``(H, W)`` in [0, 1], bright is dense.
+    right: on the right of the picture, which is the patient's left.
+    random: draws its course.
 
-    A drain also changes scatter and display curve of the whole film a little; only the
-    fine part of the difference counts.
+    Returns
+    -------
+    tuple
+        The film with the drain, and where the drain is, both ``(H, W)``.
 
-    >>> film = np.full((64, 64), 0.5)
-    >>> with_tube = film.copy()
-    >>> with_tube[10:50, 30:32] += 0.2
-    >>> mask = drain_mask(film, with_tube)
-    >>> bool(mask[30, 30]), bool(mask[30, 40])
+    >>> film, drain = lay_drain(np.zeros((64, 64)), True, np.random.default_rng(0))
+    >>> bool(film[drain].mean() > film[~drain].mean()), bool(drain[:, :32].any())
     (True, False)
     """
-    difference = np.asarray(drained, np.float64) - plain
-    fine = np.abs(difference - ndi.gaussian_filter(difference, 6.0))
-    line = ndi.gaussian_filter(fine, 1.0) > 0.015
-    labels, _ = ndi.label(line, structure=np.ones((3, 3)))
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(np.isin(labels, np.flatnonzero(sizes >= 8)))
+    height, width = pixels.shape
+    u = random.random(8)
+    sign = 1 if right else -1
+    knots = np.array(
+        [
+            [0.5 + sign * (0.42 + 0.06 * u[0]), 0.50 + 0.20 * u[1]],
+            [0.5 + sign * (0.32 + 0.06 * u[2]), 0.36 + 0.12 * u[3]],
+            [0.5 + sign * (0.14 + 0.10 * u[4]), 0.16 + 0.14 * u[5]],
+        ]
+    ) * (width, height)
+    t = np.linspace(0, 1, 100)[:, None]
+    curve = (1 - t) ** 2 * knots[0] + 2 * t * (1 - t) * knots[1] + t**2 * knots[2]
+    radius = width * (0.008 + 0.004 * u[6])
+    # distances are needed near the tube alone
+    low = np.maximum(curve.min(axis=0) - 3 * radius, 0).astype(int)
+    high = np.ceil(curve.max(axis=0) + 3 * radius).astype(int)
+    drawn = Image.new("1", tuple((high - low).tolist()))
+    ImageDraw.Draw(drawn).line([tuple(p) for p in (curve - low).tolist()], fill=1)
+    near = ndi.distance_transform_edt(~np.asarray(drawn))
+    box = slice(low[1], high[1]), slice(low[0], high[0])
+    away = np.full(pixels.shape, np.inf)
+    away[box] = near[: away[box].shape[0], : away[box].shape[1]]
+    wall = np.exp(-0.5 * ((away - radius) / (0.3 * radius)) ** 2)
+    stripe = np.exp(-0.5 * (away / (0.3 * radius)) ** 2)
+    bright = (0.10 + 0.10 * u[7]) * (wall + 0.5 * (away < radius) + 1.5 * stripe)
+    film = np.clip(pixels + bright, 0, 1).astype(np.float32)
+    return film, np.asarray(away <= 1.5 * radius)

@@ -1,13 +1,15 @@
 """The run behind the chapter on the black box: train, break, explain, measure, store.
 
 :func:`run_black_box` is the only writer of the small networks and of the result
-``challenges-black-box``.  Films and networks that are there already are not made again,
-so it can be stopped and called anew.  It takes a CPU core some twenty minutes.
+``challenges-black-box``.  Networks that are there already are not trained again, so it can
+be stopped and called anew.  The films are those of the lab run of the first use case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from medimg_utils import pretrained, results
+from medimg_utils import metrics, pretrained, results
 from medimg_utils.challenges import attribution, shift, uncertainty
 from medimg_utils.challenges.classifier import (
     COLLECTIONS,
@@ -29,17 +31,24 @@ from medimg_utils.challenges.classifier import (
     collect,
     features_of,
     logits_of,
+    shuffled_labels,
     train_classifier,
 )
-from medimg_utils.challenges.films import PLANS, SIDE, Films, ensure_films
+from medimg_utils.challenges.films import SIDE, Films, read_films
 from medimg_utils.io import write_json_atomic
 from medimg_utils.pneumothorax import experiment
 from medimg_utils.pneumothorax.dataset import Radiographs, read_release
 from medimg_utils.pneumothorax.models import image_logits
 from medimg_utils.pneumothorax.preprocess import to_network
-from medimg_utils.pneumothorax.simulate import VERSION, ensure_release
+from medimg_utils.pneumothorax.simulate import (
+    LAB_TESTS,
+    ensure_release,
+    simulate_release,
+)
 from medimg_utils.release import describe_release
-from medimg_utils.splits import check_no_leak, patient_digest
+from medimg_utils.settings import get_settings
+from medimg_utils.simulation import remove_older
+from medimg_utils.splits import check_no_leak, patient_digest, patient_folds
 from medimg_utils.training import BEST
 
 NAME = "challenges-black-box"
@@ -49,6 +58,8 @@ RECIPES = {
     "reweighted": Recipe("shortcut", reweighted=True),
     "balanced": Recipe("balanced"),
 }
+#: The test release of a CT that no network has learned from.
+OTHER_SITE = "unseen-anatomy"
 #: There is nothing to learn from shuffled labels, so it takes longer to learn it by heart.
 RANDOM_LABELS = Recipe("balanced", random_labels=True, epochs=80)
 #: Layer of Grad-CAM, and what is forgotten first in the cascade, from the answer down.
@@ -60,7 +71,7 @@ DRAWS = 20
 
 
 def run_black_box(runs: Path, *, progress: bool = True) -> dict[str, Any]:
-    """Make the films, train the small networks, measure, and store numbers and networks.
+    """Read the films, train the small networks, measure, and store numbers and networks.
 
     Args:
         runs: folder that holds (or will hold) one run a network.
@@ -69,97 +80,130 @@ def run_black_box(runs: Path, *, progress: bool = True) -> dict[str, Any]:
     Returns:
         The stored result.
     """
-    films = {name: ensure_films(name, progress=progress) for name in PLANS}
-    check_no_leak(films["train"].patients, films["test"].patients)
+    data = get_settings().data
+    release = ensure_release("lab")
+    site = data / f"pneumothorax-lab-{OTHER_SITE}"
+    remove_older(site, asdict(LAB_TESTS[OTHER_SITE]))
+    simulate_release(site, LAB_TESTS[OTHER_SITE], data_dir=data, progress=progress)
+    films = split_films(read_films(release, twins=True))
+    films["site"] = read_films(site)
+    return measure_black_box(
+        films,
+        runs,
+        sources={"films": describe_release(release), "site": describe_release(site)},
+        progress=progress,
+    )
+
+
+def split_films(films: Films) -> dict[str, Films]:
+    """Two thirds of the patients to learn from, one third to measure on."""
+    test = patient_folds(films.patients.tolist(), films.labels, n_folds=3) == 0
+    parts = {"train": films.part(~test), "test": films.part(test)}
+    check_no_leak(parts["train"].patients, parts["test"].patients)
+    return parts
+
+
+def measure_black_box(
+    films: Mapping[str, Films],
+    runs: Path,
+    *,
+    sources: Mapping[str, Any],
+    progress: bool = True,
+) -> dict[str, Any]:
+    """All of :func:`run_black_box` after the films have been read.
+
+    Args:
+        films: `train`, `test`, and `site` (which may be missing).
+        runs: see there.
+        sources: what the films are, for the record.
+        progress: show bars.
+    """
+    started = time.perf_counter()
+    train, test = films["train"], films["test"]
     networks = {
         arm: [
             train_classifier(
-                films["train"],
-                recipe,
-                _folder(runs, f"{arm}-{seed}"),
-                seed=seed,
-                progress=progress,
+                train, recipe, runs / f"{arm}-{seed}", seed=seed, progress=progress
             )
             for seed in SEEDS
         ]
         for arm, recipe in RECIPES.items()
     }
     by_heart = train_classifier(
-        films["train"],
-        RANDOM_LABELS,
-        _folder(runs, "random-labels"),
-        progress=progress,
+        train, RANDOM_LABELS, runs / "random-labels", progress=progress
     )
-    test = films["test"]
     honest = networks["balanced"]
-    about = results.provenance(
-        size="lab",
-        data=f"simulated films of {SIDE} × {SIDE} pixels, each view taken four times",
-        device="cpu",
-        seed=SEEDS[0],
-        n={name: found.images[:, :, :, 0, 0].size for name, found in films.items()},
-    )
-    bar = tqdm(total=6, desc="measure", disable=not progress)
+    steps: dict[str, Callable[[], Any]] = {
+        "attribution": lambda: _attribution(honest[0], train, test),
+        "drains": lambda: {a: _drains(nets[0], test) for a, nets in networks.items()},
+        "sanity": lambda: _sanity(honest, by_heart, test),
+        "shift": lambda: _shift(honest, films),
+        "dropout": lambda: _dropout(honest[0], test),
+        "lab_network": lambda: _lab_network(progress),
+    }
     result: dict[str, Any] = {
-        "simulation": VERSION,
-        "views": {name: len(found) for name, found in films.items()},
+        "films": {name: len(found) for name, found in films.items()},
         "patients": {n: len(np.unique(found.patients)) for n, found in films.items()},
         "collections": COLLECTIONS,
         "test": {
-            "patients": test.patients.tolist(),
-            "areas": test.areas.tolist(),
-            "kinds": test.kinds.tolist(),
+            "labels": test.labels.tolist(),
+            "patients": [patient_digest(name) for name in test.patients],
+            "areas": _short(test.lesions.mean(axis=(1, 2)), 4),
             "logits": {
-                arm: [_cells(network, test) for network in members]
+                arm: [_both(network, test) for network in members]
                 for arm, members in networks.items()
             },
         },
+        "by_heart": _memorised(by_heart, train, test),
     }
-    bar.update()
-    result["attribution"] = _attribution(networks["balanced"][0], films)
-    bar.update()
-    result["drains"] = {arm: _drains(nets[0], test) for arm, nets in networks.items()}
-    bar.update()
-    result["sanity"] = _sanity(honest, by_heart, test)
-    bar.update()
-    result["shift"] = _shift(honest, films)
-    result["dropout"] = _dropout(honest[0], test)
-    bar.update()
-    result["lab_network"] = _lab_network(progress)
-    bar.update()
-    bar.close()
-    result["about"] = about
-    about_networks = runs / f"{SHIPPED}.json"
-    write_json_atomic(
-        about_networks,
-        {"recipes": {arm: vars(r) for arm, r in RECIPES.items()}, "about": about},
+    for name, step in tqdm(steps.items(), "measure", disable=not progress):
+        result[name] = step()
+    result["minutes"] = (time.perf_counter() - started) / 60
+    result["about"] = results.provenance(
+        size="lab",
+        data={"simulated": True, "side": SIDE, **sources},
+        device="cpu",
+        seed=SEEDS[0],
+        n={name: len(found) for name, found in films.items()},
     )
+    facts = runs / f"{SHIPPED}.json"
+    recipes = {
+        arm: asdict(r) for arm, r in {**RECIPES, "random": RANDOM_LABELS}.items()
+    }
+    write_json_atomic(facts, {"recipes": recipes, "about": result["about"]})
     pretrained.store(
         SHIPPED,
         {
-            "shortcut": _folder(runs, "shortcut-0") / BEST,
-            "balanced": _folder(runs, "balanced-0") / BEST,
-            "random-labels": _folder(runs, "random-labels") / BEST,
+            "shortcut": runs / "shortcut-0" / BEST,
+            "balanced": runs / "balanced-0" / BEST,
+            "random-labels": runs / "random-labels" / BEST,
         },
-        about_networks,
+        facts,
     )
     results.save(NAME, result)
     return result
-
-
-def _folder(runs: Path, name: str) -> Path:
-    return runs / f"black-box-v{VERSION}" / name
 
 
 def _short(values: NDArray[Any], digits: int = 3) -> Any:
     return np.round(np.asarray(values, np.float64), digits).tolist()
 
 
-def _cells(network: nn.Module, films: Films) -> Any:
-    """Logits (V, 2, 2) of all four films of each view."""
+def _memorised(by_heart: FilmNet, train: Films, test: Films) -> dict[str, float]:
+    """AUC of the network with shuffled labels: on these labels, and on new films."""
+    collection = collect(train, COLLECTIONS[RANDOM_LABELS.collection], 0)
+    known = logits_of(by_heart, collection.images).numpy()
+    new = logits_of(by_heart, test.images[:, 0]).numpy()
+    return {
+        "shuffled": metrics.auc(shuffled_labels(train), known),
+        "new": metrics.auc(test.labels, new),
+    }
+
+
+def _both(network: nn.Module, films: Films) -> Any:
+    """Logits (N, 2) of each film without and with its drain."""
     side = films.images.shape[-1]
     logits = logits_of(network, films.images.reshape(-1, side, side))
-    return _short(logits.numpy().reshape(films.images.shape[:3]))
+    return _short(logits.numpy().reshape(-1, 2))
 
 
 def _explainers(network: FilmNet) -> dict[str, attribution.Explainer]:
@@ -178,50 +222,54 @@ def _maps(
     }
 
 
-def _attribution(network: FilmNet, films: dict[str, Films]) -> dict[str, Any]:
-    """Pointing and mass inside the lesion for the plain films with pneumothorax."""
-    test = films["test"]
-    lesions, images = test.lesions, test.images[:, 1, 0]
-    maps = _maps(network, images)
+def _attribution(network: FilmNet, train: Films, test: Films) -> dict[str, Any]:
+    """Pointing and mass inside the lesion for the films with pneumothorax, no drain."""
+    test = test.part((test.labels == 1) & test.lesions.any(axis=(1, 2)))
+    lesions = test.lesions
+    maps = _maps(network, test.images[:, 0])
     shape = (lesions.shape[1], lesions.shape[2])
     maps["centre"] = np.broadcast_to(attribution.centre_map(shape), lesions.shape)
-    maps["usual place"] = np.broadcast_to(usual_place(films["train"]), lesions.shape)
+    maps["usual place"] = np.broadcast_to(usual_place(train), lesions.shape)
     rows = {
         name: [attribution.measure(h, m) for h, m in zip(heat, lesions, strict=True)]
         for name, heat in maps.items()
     }
     rows["anywhere"] = [attribution.chance(mask) for mask in lesions]
     return {
-        name: {key: _short(np.array([row[key] for row in found])) for key in found[0]}
-        for name, found in rows.items()
+        "maps": {name: _columns(found) for name, found in rows.items()},
+        "patients": [patient_digest(name) for name in test.patients],
     }
+
+
+def _columns(rows: list[dict[str, float]]) -> dict[str, Any]:
+    return {key: _short(np.array([row[key] for row in rows])) for key in rows[0]}
 
 
 def usual_place(films: Films) -> NDArray[np.float64]:
     """How often each place of the film is in a lesion, on both sides alike, (S, S)."""
-    mean = films.lesions.mean(axis=0)
+    mean = films.lesions[films.labels == 1].mean(axis=0)
     return np.asarray((mean + mean[:, ::-1]) / 2)
 
 
 def _drains(network: FilmNet, test: Films) -> dict[str, Any]:
-    """Share of each map that lies on the drain, for drained films without pneumothorax."""
-    chosen = [k for k in range(len(test)) if test.drains[k].any()][:EXPLAINED]
-    masks = test.drains[chosen]
-    maps = _maps(network, test.images[chosen, 0, 1])
+    """Share of each map on the drain, for films with a drain and no pneumothorax."""
+    test = test.part((test.labels == 0) & test.drains.any(axis=(1, 2)))
+    test = test.part(slice(None, EXPLAINED))
+    maps = _maps(network, test.images[:, 1])
+    maps["anywhere"] = np.full(test.drains.shape, 1 / test.drains[0].size)
     answer: dict[str, Any] = {
-        name: _short(np.array([h[m].sum() for h, m in zip(heat, masks, strict=True)]))
+        name: _short(np.where(test.drains, heat, 0).sum(axis=(1, 2)), 4)
         for name, heat in maps.items()
     }
-    answer["anywhere"] = _short(masks.mean(axis=(1, 2)), 4)
-    answer["patients"] = test.patients[chosen].tolist()
-    return answer
+    return {"maps": answer, "patients": [patient_digest(p) for p in test.patients]}
 
 
 def _sanity(
     honest: Sequence[FilmNet], by_heart: FilmNet, test: Films
 ) -> dict[str, Any]:
     """Similarity of maps with those of networks that have forgotten or never known."""
-    images = test.images[:CHECKED, 1, 0]
+    sick = test.part(test.labels == 1).part(slice(None, CHECKED))
+    images = sick.images[:, 0]
     before = _maps(honest[0], images)
 
     def against(network: nn.Module) -> dict[str, list[float]]:
@@ -236,25 +284,24 @@ def _sanity(
         ],
         "random labels": against(by_heart),
         "another seed": against(honest[1]),
-        "patients": test.patients[:CHECKED].tolist(),
+        "patients": [patient_digest(name) for name in sick.patients],
     }
 
 
-def _shift(honest: Sequence[FilmNet], films: dict[str, Films]) -> dict[str, Any]:
+def _shift(honest: Sequence[FilmNet], films: Mapping[str, Films]) -> dict[str, Any]:
     """Logits of all seeds, and how strange the first finds each film, shift by shift."""
-    train, test, site = (films[name] for name in ("train", "test", "site"))
-    plain = collect(train, (0.0, 0.0))
-    usual = shift.Familiar.fit(features_of(honest[0], plain.images))
-    usual_test, other = collect(test, (0.0, 0.0)), collect(site, (0.0, 0.0))
-    sets = {"none": (usual_test, usual_test.images)}
+    train, test = films["train"], films["test"]
+    usual = shift.Familiar.fit(features_of(honest[0], train.images[:, 0]))
+    sets = {"none": (test, test.images[:, 0])}
     for name, change in shift.SHIFTS.items():
-        sets[name] = (usual_test, change(usual_test.images))
-    sets["another CT"] = (other, other.images)
+        sets[name] = (test, change(test.images[:, 0]))
+    if "site" in films:
+        sets["another CT"] = (films["site"], films["site"].images[:, 0])
     return {
         name: {
             "labels": of.labels.tolist(),
-            "patients": of.patients.tolist(),
-            "logits": [_short(logits_of(net, images).numpy()) for net in honest],
+            "patients": [patient_digest(patient) for patient in of.patients],
+            "logits": [_short(logits_of(net, images).numpy(), 2) for net in honest],
             "distance": _short(usual.distance(features_of(honest[0], images))),
         }
         for name, (of, images) in sets.items()
@@ -262,8 +309,8 @@ def _shift(honest: Sequence[FilmNet], films: dict[str, Films]) -> dict[str, Any]
 
 
 def _dropout(network: FilmNet, test: Films) -> dict[str, Any]:
-    """Probabilities (draws, N) with dropout active, for the plain films of `_shift`."""
-    images = as_tensor(collect(test, (0.0, 0.0)).images)
+    """Probabilities (draws, N) with dropout active, for the films of the test."""
+    images = as_tensor(test.images[:, 0])
     return {"probabilities": _short(uncertainty.mc_dropout(network, images, DRAWS))}
 
 
@@ -318,14 +365,8 @@ def _lab_network(progress: bool) -> dict[str, Any]:
         ):
             rows[name].append(attribution.measure(heat, mask, near))
         rows["anywhere"].append(attribution.chance(mask, near))
-    answer: dict[str, Any] = {
-        name: {
-            key: _short(np.array([row[key] for row in measured])) for key in measured[0]
-        }
-        for name, measured in rows.items()
-    }
     return {
-        "maps": answer,
-        "patients": [record.patient for record in positives],
+        "maps": {name: _columns(measured) for name, measured in rows.items()},
+        "patients": [patient_digest(record.patient) for record in positives],
         "data": describe_release(release, images=len(positives)),
     }
