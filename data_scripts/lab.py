@@ -74,5 +74,18 @@ def brain(runs: Runs = Path("runs"), folds: Folds = None) -> None:
         )
 
 
+@app.command()
+def shortcut(runs: Runs = Path("runs/black-box")) -> None:
+    """Small classifiers with and without a planted shortcut, and what opens them."""
+    from medimg_utils.challenges.lab import run_black_box
+
+    try:
+        result = run_black_box(runs)
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{result['films']} films, {result['minutes']:.0f} minutes")
+
+
 if __name__ == "__main__":
     app()

@@ -138,8 +138,8 @@ def explain(
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks")
-        found = explainer(images.detach().clone().requires_grad_())
-    found = found.detach().double().cpu().numpy()
+        tensor = explainer(images.detach().clone().requires_grad_())
+    found = tensor.detach().double().cpu().numpy()
     if smooth:
         found = ndi.gaussian_filter(found, (0, smooth, smooth))
     total = found.sum(axis=(1, 2), keepdims=True)

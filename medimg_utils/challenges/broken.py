@@ -56,7 +56,7 @@ def archive(patients: int = 48, seed: int = 0, first: int = 1) -> list[Film]:
     random = np.random.default_rng([seed, 61])
     rows, columns = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
     sick = random.permutation(np.arange(patients) % 2)
-    films = []
+    films: list[Film] = []
     for patient in range(patients):
         own = ndi.gaussian_filter(random.standard_normal((SIDE, SIDE)), 3.0)
         own = 0.55 + 0.12 * own / own.std() + random.normal(0, 0.05)
@@ -273,8 +273,9 @@ def _scale(pipeline: Pipeline, films: list[Film]) -> Symptom:
 
 
 def _augment(pipeline: Pipeline, sick: Film) -> Symptom:
-    pair = (torch.from_numpy(np.array(a, dtype=float)) for a in (sick.image, sick.mask))
-    image, mask = pipeline.augment(*pair, True)
+    image, mask = pipeline.augment(
+        torch.from_numpy(sick.image), torch.from_numpy(sick.mask).double(), True
+    )
     dark = darkness(image.numpy(), mask.numpy() > 0.5)
     before = darkness(sick.image, sick.mask)
     moved = not np.array_equal(image.numpy(), sick.image)

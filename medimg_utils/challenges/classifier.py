@@ -27,17 +27,20 @@ COLLECTIONS = {"shortcut": (0.05, 0.9), "balanced": (0.475, 0.475)}
 
 
 class FilmNet(nn.Module):
-    """Four blocks of convolutions, the mean over all places, dropout, one logit.
+    """Four blocks of convolutions, mean and maximum over all places, dropout, one logit.
 
     | step | shape |
     |---|---|
     | film | (B, 1, 96, 96) |
     | block 1, 5 × 5, stride 2 | (B, 16, 48, 48) |
     | block 2, then halved | (B, 24, 24, 24) |
-    | block 3, then halved | (B, 48, 12, 12) |
-    | block 4 | (B, 64, 12, 12) |
-    | mean and maximum over places | (B, 128) |
+    | block 3 | (B, 48, 24, 24) |
+    | block 4 | (B, 48, 24, 24) |
+    | mean and maximum over places | (B, 96) |
     | linear | (B,) logits |
+
+    A side task helps to learn from few films: `where` answers for each place, and is
+    used in training alone.
 
     >>> FilmNet()(torch.zeros(2, 1, 96, 96)).shape
     torch.Size([2])
@@ -50,20 +53,40 @@ class FilmNet(nn.Module):
             _block(16, 24),
             nn.MaxPool2d(2),
             _block(24, 48),
-            nn.MaxPool2d(2),
-            _block(48, 64),
+            _block(48, 48),
         )
+        self.where = nn.Conv2d(48, 1, 1)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(128, 1)
+        self.head = nn.Linear(96, 1)
+        nn.init.constant_(self.where.bias, -3.0)  # type: ignore[arg-type] # rare
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, 1, H, W) → (B, 128), what the last layer weighs."""
-        maps = self.blocks(x)
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+        """(B, 1, H, W) → (B, 96), what the last layer weighs."""
+        return _pooled(self.blocks(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, H, W) → (B,) logits of pneumothorax."""
         return self.head(self.dropout(self.features(x)))[:, 0]
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) → (B,) logits, and those of each place (B, 1, H/4, W/4)."""
+        maps = self.blocks(x)
+        return self.head(self.dropout(_pooled(maps)))[:, 0], self.where(maps)
+
+
+class _Both(nn.Module):
+    """What is trained: the network with its side task."""
+
+    def __init__(self, net: FilmNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net.both(x)
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
 
 
 def _block(inside: int, outside: int, kernel: int = 3, stride: int = 1) -> nn.Module:
@@ -84,12 +107,14 @@ class Collection:
     Attributes:
         images: (N, S, S) uint8.
         labels: (N,) 1 with pneumothorax.
+        lesions: (N, S, S) bool.
         drains: (N,) 1 with a drain.
         patients: (N,).
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    lesions: NDArray[np.bool_]
     drains: NDArray[np.int64]
     patients: NDArray[np.str_]
 
@@ -101,6 +126,7 @@ class Collection:
         return Collection(
             self.images[chosen],
             self.labels[chosen],
+            self.lesions[chosen],
             self.drains[chosen],
             self.patients[chosen],
         )
@@ -126,7 +152,7 @@ def collect(films: Films, rates: tuple[float, float], seed: int = 0) -> Collecti
         members = random.permutation(np.flatnonzero(films.labels == label))
         drains[members[: round(rate * len(members))]] = 1
     images = films.images[np.arange(len(films)), drains]
-    return Collection(images, films.labels, drains, films.patients)
+    return Collection(images, films.labels, films.lesions, drains, films.patients)
 
 
 def cell_weights(
@@ -151,6 +177,7 @@ class _Tensors(Dataset[Batch]):
     def __init__(self, collection: Collection, weights: NDArray[np.float64]) -> None:
         self.images = as_tensor(collection.images)
         self.labels = torch.from_numpy(collection.labels).float()
+        self.masks = torch.from_numpy(collection.lesions).float()[:, None]
         self.weights = torch.from_numpy(weights).float()
         self.names = [f"film {k} of {p}" for k, p in enumerate(collection.patients)]
 
@@ -163,6 +190,7 @@ class _Tensors(Dataset[Batch]):
             "image_id": self.names[index],
             "image": self.images[index],
             "label": self.labels[index],
+            "mask": self.masks[index],
             "weight": self.weights[index],
         }
 
@@ -172,18 +200,20 @@ def as_tensor(images: NDArray[np.uint8]) -> Tensor:
     return to_network(torch.from_numpy(np.asarray(images)).float()[:, None] / 255)
 
 
-def augment(images: Tensor) -> Tensor:
+def augment(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Flip half of a batch, move it by up to 6 pixels, and change its contrast a little.
 
     Draws from torch's global generator.
     """
     flip = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-    images = torch.where(flip, images.flip(-1), images)
     shift = torch.randint(-6, 7, (2,)).tolist()
-    images = torch.roll(images, shift, dims=(-2, -1))
+    images, masks = (
+        torch.roll(torch.where(flip, part.flip(-1), part), shift, dims=(-2, -1))
+        for part in (images, masks)
+    )
     gain = 1 + 0.15 * torch.randn(len(images), 1, 1, 1, device=images.device)
     level = 0.15 * torch.randn(len(images), 1, 1, 1, device=images.device)
-    return images * gain + level
+    return images * gain + level, masks
 
 
 # ------------------------------------------------------------------------------ training
@@ -197,13 +227,15 @@ class Recipe:
         collection: which of `COLLECTIONS` it learns from.
         reweighted: give the four cells of label and drain equal weight.
         random_labels: shuffle the labels: there is nothing to learn, only to memorise.
+        side_task: weight of the loss that asks where the air is.
         epochs, batch_size, learning_rate, weight_decay: see `medimg_utils.training.fit`.
     """
 
     collection: str
     reweighted: bool = False
     random_labels: bool = False
-    epochs: int = 40
+    side_task: float = 2.0
+    epochs: int = 24
     batch_size: int = 16
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
@@ -248,18 +280,30 @@ def train_classifier(
         weights = cell_weights(training.labels, training.drains)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed, 43))
-        network = FilmNet()
+        network = _Both(FilmNet())
 
     def loss(model: nn.Module, batch: Batch, _: float) -> Tensor:
-        images = batch["image"]
-        logits = model(images if recipe.random_labels else augment(images))
+        images, masks = batch["image"], batch["mask"]
+        if not recipe.random_labels:
+            images, masks = augment(images, masks)
+        logits, places = model(images)
         each = F.binary_cross_entropy_with_logits(
             logits, batch["label"], reduction="none"
         )
-        return (batch["weight"] * each).mean()
+        value = (batch["weight"] * each).mean()
+        if recipe.random_labels:  # a mask would tell the true label
+            return value
+        share = F.adaptive_avg_pool2d(masks, places.shape[-1])
+        side_task = F.binary_cross_entropy_with_logits(
+            places, share, pos_weight=share.new_tensor(10.0)
+        )
+        return value + recipe.side_task * side_task
 
     def validate(model: nn.Module) -> dict[str, float]:
-        logits = logits_of(model, validation.images)
+        device = next(model.parameters()).device
+        parts = as_tensor(validation.images).split(64)
+        found = [model(part.to(device))[0] for part in parts]
+        logits = torch.cat(found).float().cpu()
         truth = torch.from_numpy(validation.labels).float()
         return {
             "val_auc": metrics.auc(validation.labels, logits.numpy()),
@@ -296,13 +340,13 @@ def shuffled_labels(films: Films, seed: int = 0) -> NDArray[np.int64]:
 def logits_of(network: nn.Module, images: NDArray[np.uint8]) -> Tensor:
     """Logits (N,) of films (N, S, S), on the CPU."""
     device = next(network.parameters()).device
-    parts = as_tensor(images).split(64)
-    return torch.cat([network(part.to(device)).float().cpu() for part in parts])
+    found = [network(part.to(device)) for part in as_tensor(images).split(64)]
+    return torch.cat([one.float().cpu() for one in found])
 
 
 @torch.inference_mode()
 def features_of(network: FilmNet, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """What the last layer weighs, (N, 128), for films (N, S, S)."""
+    """What the last layer weighs, (N, 96), for films (N, S, S)."""
     device = next(network.parameters()).device
     parts = as_tensor(images).split(64)
     found = [network.features(part.to(device)).float().cpu() for part in parts]
@@ -323,7 +367,9 @@ def load_classifier(path: Path) -> FilmNet:
     """
     tensors, _ = load_tensors(path)
     network = FilmNet()
-    network.load_state_dict({key: value.float() for key, value in tensors.items()})
+    network.load_state_dict(
+        {key.removeprefix("net."): value.float() for key, value in tensors.items()}
+    )
     return network.eval()
 
 

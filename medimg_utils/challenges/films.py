@@ -62,16 +62,15 @@ class Films:
         )
 
 
-def read_films(
-    release: Path, *, twins: bool = False, limit: int | None = None
-) -> Films:
+def read_films(release: Path, *, twins: bool = False, smallest: float = 0.0) -> Films:
     """Read a simulated release as small films, without those that have a drain already.
 
     Parameters
     ----------
     release: in the layout of SIIM-ACR, with ``simulation-truth.csv``.
     twins: only films with pneumothorax and their twins without; else all films.
-    limit: at most so many, the first ones.
+    smallest: films with a smaller pneumothorax (share of the film) are left out, and
+        their twins.
 
     Raises
     ------
@@ -86,11 +85,14 @@ def read_films(
         )
     with truth.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    small = {r["ImageId"] for r in rows if r["kind"] and float(r["area"]) < smallest}
     wanted = [
         row["ImageId"]
         for row in rows
-        if row["drain"] == "0" and (row["pair"] or not twins)
-    ][:limit]
+        if row["drain"] == "0"
+        and not small & {row["ImageId"], row["pair"]}
+        and (row["pair"] or not twins)
+    ]
     records = {record.image_id: record for record in read_release(release)}
     if not wanted:
         raise InputError(f"{release} holds no film without a drain.")
