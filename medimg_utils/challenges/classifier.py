@@ -234,10 +234,10 @@ class Recipe:
     collection: str
     reweighted: bool = False
     random_labels: bool = False
-    side_task: float = 2.0
-    epochs: int = 24
+    side_task: float = 0.0
+    epochs: int = 6
     batch_size: int = 16
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
 
 
@@ -246,6 +246,7 @@ def train_classifier(
     recipe: Recipe,
     out: Path,
     *,
+    start: FilmNet | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> FilmNet:
@@ -258,6 +259,7 @@ def train_classifier(
         films: of training patients.
         recipe: what it learns from, and how.
         out: folder of the run; resumed where it was stopped.
+        start: a trained network whose blocks are taken over; the last layer is new.
         seed: of the collection, the weights and the order.
         progress: show a bar.
 
@@ -281,6 +283,8 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed, 43))
         network = _Both(FilmNet())
+    if start is not None:
+        network.net.blocks.load_state_dict(start.blocks.state_dict())
 
     def loss(model: nn.Module, batch: Batch, _: float) -> Tensor:
         images, masks = batch["image"], batch["mask"]
@@ -291,7 +295,7 @@ def train_classifier(
             logits, batch["label"], reduction="none"
         )
         value = (batch["weight"] * each).mean()
-        if recipe.random_labels:  # a mask would tell the true label
+        if not recipe.side_task:
             return value
         share = F.adaptive_avg_pool2d(masks, places.shape[-1])
         side_task = F.binary_cross_entropy_with_logits(
