@@ -82,7 +82,7 @@ def test_the_answer_is_linear_in_the_features(toy):
     network = classifier.FilmNet().eval()
     features = classifier.features_of(network, toy.images[:, 0])
     weight = network.head.weight.detach().numpy()[0]
-    by_hand = features @ weight + float(network.head.bias)
+    by_hand = features @ weight + float(network.head.bias.detach())
     found = classifier.logits_of(network, toy.images[:, 0]).numpy()
     assert np.allclose(found, by_hand, atol=1e-4)
 
