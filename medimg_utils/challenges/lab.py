@@ -182,7 +182,7 @@ def measure_black_box(
         arm: asdict(r)
         for arm, r in {"trunk": TRUNK, **RECIPES, "random": RANDOM_LABELS}.items()
     }
-    write_json_atomic(facts, {"recipes": recipes, "about": result["about"]})
+    write_json_atomic(facts, {"experiment": recipes, "about": result["about"]})
     pretrained.store(
         SHIPPED,
         {
