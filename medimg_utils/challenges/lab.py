@@ -55,7 +55,7 @@ NAME = "challenges-black-box"
 SEEDS = range(5)
 #: What all start from, as one starts from a network that was trained for another task: it
 #: has learned to outline the air, in films whose drains tell nothing.
-TRUNK = Recipe("balanced", side_task=2.0, epochs=60, learning_rate=3e-3)
+TRUNK = Recipe("balanced", side_task=2.0, epochs=120, learning_rate=3e-3)
 RECIPES = {
     "shortcut": Recipe("shortcut"),
     "reweighted": Recipe("shortcut", reweighted=True),
