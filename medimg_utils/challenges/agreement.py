@@ -70,19 +70,28 @@ def draw(
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     seen = random.random(count) < areas / (areas + reader.overlooked)
     drawn = np.concatenate([[False], seen])[labels]
-    wander = ndimage.gaussian_filter(random.standard_normal(mask.shape), smooth)
-    wander *= reader.jitter / max(wander.std(), 1e-12)
     place = random.integers(0, mask.shape)
     if random.random() < reader.invented:
         y, x = np.indices(mask.shape)
         drawn |= np.hypot(y - place[0], x - place[1]) < 0.04 * min(mask.shape)
     if not drawn.any():
         return drawn
+    # Far from the outline nothing changes: work in a box around what is drawn.
+    margin = int(np.ceil(abs(reader.size_bias) + 5 * reader.jitter + 2))
+    rows, columns = np.nonzero(drawn)
+    box = tuple(
+        slice(max(int(at.min()) - margin, 0), int(at.max()) + margin + 1)
+        for at in (rows, columns)
+    )
     # Positive inside, in pixels from the outline, which runs between pixels.
-    inside = ndimage.distance_transform_edt(drawn)
-    outside = ndimage.distance_transform_edt(~drawn)
-    depth = np.where(drawn, inside - 0.5, 0.5 - outside)
-    return depth + reader.size_bias + wander > 0
+    near = drawn[box]
+    inside = ndimage.distance_transform_edt(near)
+    outside = ndimage.distance_transform_edt(~near)
+    depth = np.where(near, inside - 0.5, 0.5 - outside)
+    wander = ndimage.gaussian_filter(random.standard_normal(near.shape), smooth)
+    wander *= reader.jitter / max(wander.std(), 1e-12)
+    drawn[box] = depth + reader.size_bias + wander > 0
+    return drawn
 
 
 # -------------------------------------------------------------------------------- kappa
@@ -188,19 +197,18 @@ def staple(
         tolerance: stop when no rate changes by more.
     """
     answers = np.array([np.asarray(mask).astype(bool) for mask in masks])
-    if len(answers) < 2 or answers[0].size == 0:
+    if not 2 <= len(answers) <= 60 or answers[0].size == 0:
         raise InputError(
-            f"{len(answers)} masks were given, but two or more are needed."
+            f"{len(answers)} masks were given, but two or more are needed (at most 60)."
         )
     shape = answers.shape[1:]
     # Pixels with the same answers are alike: compute each pattern of answers once.
-    patterns, place, count = np.unique(
-        answers.reshape(len(answers), -1),
-        axis=1,
-        return_inverse=True,
-        return_counts=True,
+    flat = answers.reshape(len(answers), -1)
+    code = sum(row.astype(np.int64) << k for k, row in enumerate(flat))
+    _, first, place, count = np.unique(
+        code, return_index=True, return_inverse=True, return_counts=True
     )
-    d = patterns.astype(np.float64)
+    d = flat[:, first].astype(np.float64)
     share = float(answers.mean()) if prior is None else prior
     if not 0 < share < 1:
         raise InputError(
