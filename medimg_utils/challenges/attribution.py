@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from scipy import ndimage as ndi
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from medimg_utils import metrics
 from medimg_utils.errors import InputError
@@ -55,8 +56,9 @@ def explainers(
 
     Saliency is the absolute gradient (Simonyan et al. 2014).  Guided back-propagation
     lets only positive gradients pass each ReLU (Springenberg et al. 2015).  Integrated
-    gradients add up gradients on the way from a grey picture to the film, times the
-    difference (Sundararajan et al. 2017).  Grad-CAM weighs the maps of a late layer by
+    gradients add up gradients on the way from a blurred film to the film, times the
+    difference (Sundararajan et al. 2017); on the usual way from an even grey one,
+    normalisation layers undo every step but the first.  Grad-CAM weighs the maps of a late layer by
     their mean gradients (Selvaraju et al. 2017).  Occlusion covers a window and notes
     how much the answer falls (Zeiler and Fergus 2014).  Of the last three, what speaks
     against a finding is left out.
@@ -67,7 +69,7 @@ def explainers(
         layer: name of the late layer of Grad-CAM, with maps (B, K, h, w).
         steps: of the integral.
         window: side of the covered window in pixels; it moves by half of it.
-        baseline: the grey of an empty picture.
+        baseline: the grey that covers.
     """
     network = copy.deepcopy(network)
     modules = dict(network.named_modules())
@@ -99,7 +101,7 @@ def explainers(
 
     def path(images: Tensor) -> Tensor:
         found = integrated.attribute(
-            images, baselines=baseline, n_steps=steps, internal_batch_size=32
+            images, baselines=blurred(images), n_steps=steps, internal_batch_size=32
         )
         return found.sum(1).clamp(min=0)
 
@@ -111,6 +113,12 @@ def explainers(
         "occlusion": occlusion,
         "edges": edges,
     }
+
+
+def blurred(images: Tensor, sigma: float = 8.0) -> Tensor:
+    """Films (B, C, H, W) without detail: where integrated gradients begin."""
+    size = 2 * int(2.5 * sigma) + 1
+    return gaussian_blur(images.detach(), [size, size], [sigma, sigma])
 
 
 def edges(images: Tensor) -> Tensor:

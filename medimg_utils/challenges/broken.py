@@ -225,7 +225,7 @@ def _join(pipeline: Pipeline, films: list[Film]) -> Symptom:
         "join",
         f"masks lie on something {dark:.2f} darker than beside it; "
         f"{right:.0%} of the films have their own mask",
-        "a rim is dark: 0.2, and 100 %",
+        "a rim is dark: 0.1, and 100 %",
         bool(right == 1),
     )
 
@@ -263,7 +263,8 @@ def _scale(pipeline: Pipeline, films: list[Film]) -> Symptom:
     training, again = pipeline.scale(images, images)
     apart = float(np.abs(training - again).max())
     usual = abs(float(training.mean())) < 0.1 and abs(float(training.std()) - 1) < 0.1
-    shown = f"mean {training.mean():.1f} in training, {again.mean():.1f} in the test"
+    means = [round(float(part.mean()), 1) + 0.0 for part in (training, again)]  # no −0
+    shown = f"mean {means[0]:.1f} in training, {means[1]:.1f} in the test"
     return Symptom(
         "scale",
         f"the same films have {shown}",

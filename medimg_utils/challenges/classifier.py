@@ -235,7 +235,7 @@ class Recipe:
     reweighted: bool = False
     random_labels: bool = False
     side_task: float = 0.0
-    epochs: int = 6
+    epochs: int = 12
     batch_size: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 0.01

@@ -38,11 +38,19 @@ def test_saliency_of_a_linear_network_is_its_weight(linear):
     assert torch.allclose(found, linear.weight.abs().expand(2, -1, -1))
 
 
-def test_integrated_gradients_of_a_linear_network_are_weight_times_film(linear):
-    images = torch.randn(2, 1, 16, 16)
+def test_integrated_gradients_of_a_linear_network_are_weight_times_difference():
+    torch.manual_seed(0)
+    linear, images = Linear(torch.randn(1, 64, 64)), torch.randn(2, 1, 64, 64)
     found = raw(linear, "integrated gradients", images)
-    expected = (linear.weight * images)[:, 0].clamp(min=0)
-    assert torch.allclose(found, expected, atol=1e-5)
+    expected = linear.weight * (images - attribution.blurred(images))
+    assert torch.allclose(found, expected[:, 0].clamp(min=0), atol=1e-5)
+
+
+def test_blurring_removes_detail_and_keeps_the_level():
+    images = 3 + torch.randn(1, 1, 96, 96)
+    found = attribution.blurred(images)
+    assert found.std() < 0.1 * images.std()
+    assert abs(float(found.mean() - images.mean())) < 0.05
 
 
 def test_occlusion_finds_what_the_network_looks_at():
