@@ -97,6 +97,10 @@ first-cells: $(INSTALLED) ## Write the first cell of every notebook from _config
 run-sizes: $(INSTALLED) ## Write the table of run sizes in README.md from the results
 	$(BIN)/python book/_ext/run_sizes.py --write
 
+.PHONY: cards
+cards: $(INSTALLED) ## Write the model and data cards from the results
+	$(BIN)/python book/_ext/model_cards.py --write
+
 .PHONY: format
 format: $(INSTALLED) ## Format the code and strip outputs from the notebooks
 	$(BIN)/ruff check --fix .
@@ -135,7 +139,7 @@ $(ANATOMY): data_scripts/fetch_anatomy.py medimg_utils/physics/anatomy.py | $(IN
 # The simulated exams of the tiny size, made anew when their simulator changes.
 SIMULATORS := $(wildcard medimg_utils/physics/*.py)
 .cache/release-pneumothorax: $(patsubst %,medimg_utils/pneumothorax/%.py,simulate \
-	phantom collapse technique view girdle devices film)
+	phantom collapse technique view curves body girdle findings devices film)
 .cache/release-knee: $(patsubst %,medimg_utils/knee/%.py,simulate phantom findings \
 	series shapes soft_tissue hard_tissue texture voxels)
 .cache/release-brain: $(patsubst %,medimg_utils/brain/%.py,simulate phantom tumour \

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def write_in_parts(
                 torch.set_num_threads(threads)
         else:
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(count, mp_context=context) as pool:
+            with ProcessPoolExecutor(count, context, _end_with_parent) as pool:
                 futures = {
                     pool.submit(_do, work, part, files[part.name]): part
                     for part in missing
@@ -198,6 +199,23 @@ def _read(file: Path, damaged: Path, kind: type = object) -> Any:
             f"{file} is damaged ({error}); delete {damaged} and simulate anew"
         ) from error
     return value
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends, however that happens.
+
+    A worker of a parent that was killed would go on, and write beside the processes of
+    the call that resumes.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # half-written files are those of a killed process
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _do(work: Callable[..., Any], part: Part, record: Path) -> None:

@@ -205,6 +205,31 @@ def warm_up_and_cosine(
     return learning_rate_at(step, steps, peak)
 
 
+def warm_restart(after: float, height: float = 0.5) -> Schedule:
+    """`learning_rate_at` twice: what one run has found, a second, lower one refines.
+
+    Source: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983.
+
+    Args:
+        after: share of the steps that belong to the first time.
+        height: peak of the second time over that of the first.
+
+    >>> schedule = warm_restart(0.5)
+    >>> [round(schedule(step, 200, 1.0, []), 3) for step in (4, 99, 104, 199)]
+    [1.0, 0.01, 0.5, 0.005]
+    """
+
+    def schedule(
+        step: int, steps: int, peak: float, history: Sequence[Mapping[str, Any]]
+    ) -> float:
+        first = round(after * steps)
+        if step < first:
+            return learning_rate_at(step, first, peak)
+        return learning_rate_at(step - first, steps - first, height * peak)
+
+    return schedule
+
+
 def reduce_on_plateau(by: str, *, patience: int, factor: float) -> Schedule:
     """Lower the rate each time a number of the log has stopped falling.
 

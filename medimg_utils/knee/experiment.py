@@ -117,13 +117,13 @@ class Experiment:
     )
     gain: float | None = setting(
         None,
-        why="spread that the pooled features start with, see `MRNet.scale`; None leaves "
+        why="spread that the pooled features are scaled to before training; none leaves "
         "them as they are, like the paper",
     )
     probe: bool = setting(
         False,
         paper=False,
-        why="fit the linear layer to the ImageNet features first, see `MRNet.probe`",
+        why="fit the linear layer to the ImageNet features before training the rest",
     )
     frozen: int = setting(
         0, paper=0, why="first layers of the features that keep their ImageNet weights"
@@ -134,14 +134,17 @@ class Experiment:
     learning_rate: float = setting(1e-5, paper=1e-5, why="at the start or the peak")
     weight_decay: float = setting(0.01, paper=0.01, why="of the optimiser")
     schedule: str = setting(
-        "plateau", paper="plateau", why="or `cosine`: warm-up, then half a cosine"
+        "plateau",
+        paper="plateau",
+        why="plateau: lower the rate when the held-out loss stops falling; cosine: warm "
+        "up, then lower it along half a cosine",
     )
     patience: int = setting(5, paper=5, why="epochs without progress that are waited")
     factor: float = setting(0.3, paper=0.3, why="by which the rate is lowered then")
-    clip: float | None = setting(None, why="longest gradient; None leaves it")
-    rotation: float = setting(25.0, why="± degrees, as public re-implementations")
-    shift: float = setting(25.0, why="± pixels, as public re-implementations")
-    flip: float = setting(0.5, why="left-right flips, as public re-implementations")
+    clip: float | None = setting(None, why="longest gradient; none leaves it")
+    rotation: float = setting(25.0, paper=25.0, why="± degrees, one draw for an exam")
+    shift: float = setting(25.0, paper=25.0, why="± pixels, one draw for an exam")
+    flip: float = setting(0.5, paper=0.5, why="share of the draws that are mirrored")
     rendering: float = setting(
         0.0, why="strength of random grey curve, sharpness and noise"
     )
@@ -151,8 +154,8 @@ class Experiment:
     combination: str = setting(
         "training",
         paper="training",
-        why="exams that the regression of the three series is fitted on; `out_of_fold` "
-        "takes those held out, which the networks do not know by heart",
+        why="exams that the regression of the three series is fitted on; the networks "
+        "do not know those held out by heart",
     )
     specificity: float = setting(0.9, why="at which the score threshold is set")
 

@@ -5,9 +5,9 @@ Bien et al. 2018 resize slices to 256 × 256 and standardise grey values (see
 say, subtracts 58.09 and divides by 49.73.
 
 Augmentation is drawn **once per exam**: all slices turn, shift and flip together. The
-re-implementations agree on a rotation of ±25°, a shift of ±25 pixels and a left-right
-flip. A fault often seen is to draw anew for each slice: the network then meets knees
-that fall apart between slices.
+paper draws a rotation of ±25°, a shift of ±25 pixels and, every second time, a
+left-right flip. A fault often seen is to draw anew for each slice: the network then
+meets knees that fall apart between slices.
 """
 
 from __future__ import annotations

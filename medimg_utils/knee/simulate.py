@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +33,7 @@ from medimg_utils.knee.series import PLANES, random_patient, random_scanner, ren
 from medimg_utils.knee.soft_tissue import HABITUS
 from medimg_utils.knee.texture import load_textures
 from medimg_utils.settings import Settings, get_settings
-from medimg_utils.simulation import Part, needs_work, write_in_parts
+from medimg_utils.simulation import Part, needs_work, remove_older, write_in_parts
 
 SPLITS = ("train", "valid")
 #: Version of the simulation: another version gives other pictures for the same seed.
@@ -266,17 +265,8 @@ def ensure_release(size: str, settings: Settings | None = None) -> Path:
             "for paper, point to the real release"
         )
     out = data / f"knee-{size}"
-    for file in (out / "simulation.json", out / "unfinished.json"):
-        if file.is_file() and _version(file) < VERSION:
-            shutil.rmtree(out)
+    remove_older(out, asdict(plans[size]))
     return simulate_release(out, plans[size], data_dir=data) / "MRNet-v1.0"
-
-
-def _version(file: Path) -> int:
-    try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["version"])
-    except (ValueError, KeyError, TypeError):
-        return VERSION  # damaged: the simulation says so
 
 
 # --- one exam -------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Deformation:
 
     Parameters
     ----------
-    matrix: ``(3, 3)``, inverse of the patient's rotation and scale.
+    matrix: ``(3, 3)``, inverse of the patient's rotation, shear and scale.
     centre, shift: ``(3,)`` in mm.
     bend: ``(3, A, B, C)`` displacements in mm on a coarse grid over the box
         ``low`` to ``high`` (mm), interpolated between.
@@ -126,6 +126,7 @@ def random_deformation(
     *,
     scale: tuple[float, float, float],
     degrees: tuple[float, float, float],
+    slope: float = 0.0,
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
     bend_mm: float,
     knot_mm: float,
@@ -133,6 +134,8 @@ def random_deformation(
 ) -> Deformation:
     """A patient of another size, pose and shape, over the box ``low`` to ``high`` (mm).
 
+    ``slope`` is by how many mm a patient's front is lifted for each mm that it lies before
+    the back: ribs run down to the front, steeply in some and nearly level in others.
     ``bend_mm`` is the standard deviation of the displacement at the knots (about 0.7 of
     it is left on average over the space between them) and ``knot_mm`` the length over
     which it changes.  A bend of more than a fifth of its knot could fold tissue onto
@@ -149,7 +152,9 @@ def random_deformation(
     bend = torch.stack(
         [smooth_noise(fine, knots, generator) * bend_mm for _ in range(3)]
     )
-    matrix = torch.diag(1 / torch.tensor(scale)) @ rotation(degrees).T
+    shear = torch.eye(3)
+    shear[2, 1] = -slope
+    matrix = torch.diag(1 / torch.tensor(scale)) @ shear @ rotation(degrees).T
     return Deformation(
         matrix, (low + high) / 2, torch.tensor(shift), bend, low.clone(), high.clone()
     )

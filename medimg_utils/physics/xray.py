@@ -159,6 +159,7 @@ def project_volume(
     *,
     pull: Callable[[Tensor], Tensor] | None = None,
     depth_scale: float = 1.0,
+    depth_centre: float | None = None,
     lattice: int = 24,
     planes_at_once: int = 8,
 ) -> Tensor:
@@ -178,6 +179,8 @@ def project_volume(
     pull: map of points ``(..., 3)`` in mm of the patient to points of the volume.
         It is evaluated on ``lattice`` x ``lattice`` points a plane and interpolated.
     depth_scale: patient's size along y over the volume's.
+    depth_centre: y in mm that the scaling leaves where it is; the middle of the volume
+        by default.  Parts of one patient need one centre.
 
     Returns
     -------
@@ -187,8 +190,8 @@ def project_volume(
     device = volume.device
     spacing = spacing.to(device)
     y_volume = origin[1].to(device) + spacing[1] * torch.arange(ny, device=device)
-    y_middle = y_volume.mean()
-    y_patient = y_middle + (y_volume - y_middle) * depth_scale
+    fixed = y_volume.mean() if depth_centre is None else depth_centre
+    y_patient = fixed + (y_volume - fixed) * depth_scale
     x, z = geometry.film_axes(lattice, lattice, device)
     # the outer lattice points stand on the outer pixels: interpolation needs no more
     reach = lattice / (lattice - 1)
@@ -260,16 +263,19 @@ def splat(position: Tensor, weight: Tensor, rows: int, columns: int) -> Tensor:
 def blur(image: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of ``(H, W)`` with ``sigma`` in pixels, edges replicated.
 
-    Large blurs run on a reduced image: a smooth result needs no fine grid.
+    Large blurs run on a reduced image: a smooth result needs no fine grid.  The blur of
+    a mirror image is the mirror image of the blur.
     """
     if sigma <= 0.05:
         return image
     height, width = image.shape
-    factor = max(1, int(sigma // 6))
+    # odd, so that equal margins on both sides make any size a multiple of it
+    factor = max(1, int(sigma // 6) // 2 * 2 + 1)
     small = image[None, None]
-    if factor > 1:  # a multiple of the factor, so that all pixels weigh the same
-        padding = (0, -width % factor, 0, -height % factor)
-        small = F.avg_pool2d(F.pad(small, padding, mode="replicate"), factor)
+    left, top = (-n * ((factor + 1) // 2) % factor for n in (width, height))
+    if factor > 1:
+        margins = (left, left, top, top)
+        small = F.avg_pool2d(F.pad(small, margins, mode="replicate"), factor)
     s = sigma / factor
     radius = min(int(3 * s + 1), min(small.shape[-2:]) - 1)
     x = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
@@ -282,7 +288,7 @@ def blur(image: Tensor, sigma: float) -> Tensor:
         small = F.interpolate(
             small, scale_factor=factor, mode="bicubic", align_corners=False
         )
-    return small[0, 0, :height, :width]
+    return small[0, 0, top : top + height, left : left + width]
 
 
 def expose(

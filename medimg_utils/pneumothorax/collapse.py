@@ -238,7 +238,8 @@ def _parenchyma(soft: Tensor, inside: Tensor) -> Tensor:
     both = F.avg_pool3d(both, (4, 2, 4), ceil_mode=True)  # cubes of 5 mm
     both = F.avg_pool3d(both, 3, stride=1, padding=1)
     mean = both[:, :1] / both[:, 1:].clamp(min=1e-3)
-    return F.interpolate(mean, size=soft.shape, mode="trilinear")[0, 0]
+    fine = F.interpolate(mean, scale_factor=(4, 2, 4), mode="trilinear")[0, 0]
+    return fine[tuple(slice(n) for n in soft.shape)]  # the last cubes may reach beyond
 
 
 def carry(cavity: Cavity, g: Tensor, points: Tensor) -> Tensor:

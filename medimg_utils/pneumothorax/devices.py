@@ -15,6 +15,7 @@ from medimg_utils.physics.xray import blur, splat
 from medimg_utils.pneumothorax.phantom import RIGHT
 from medimg_utils.pneumothorax.view import View
 
+_WORDS = ("AP", "PA", "ERECT", "PORTABLE", "SUPINE", "SEMI-UPRIGHT", "MOBILE", "08:41")
 #: Points (x, z) in film millimetres, through which a curve runs.
 Knots = list[tuple[float, float]]
 
@@ -22,12 +23,11 @@ Knots = list[tuple[float, float]]
 def device_paths(view: View) -> Tensor:
     """Line integral ``(size, size)`` of attenuation in tubes, wires and metal."""
     total = torch.zeros(view.size, view.size)
-    generator = view.generator(7)
     draw = _Draw(view)
-    for device, shapes in _SHAPES.items():
-        # drawn for what is absent too: a drain more moves nothing else
-        u = torch.rand(12, generator=generator).tolist()
+    for stream, (device, shapes) in enumerate(_SHAPES.items(), start=100):
         if device in view.technique.devices:
+            generator = view.generator(stream)  # of its own: it moves nothing else
+            u = torch.rand(12, generator=generator).tolist()
             for layer in shapes(draw, u, generator):
                 total = total + layer
     return total
@@ -187,8 +187,11 @@ def add_markers(view: View, grey: Tensor) -> Tensor:
     ``grey`` may be written to.
     """
     u = torch.rand(12, generator=view.generator(8)).tolist()
-    if "marker" in view.technique.devices and not view.patient.mirrored:
-        _stamp_letter(grey, u[:5])
+    if not view.patient.mirrored:  # letters would read backwards
+        if "marker" in view.technique.devices:
+            _stamp_letter(grey, u[:5])
+        if "words" in view.technique.devices:
+            _stamp_words(grey, view.generator(11))
     if "shutter" in view.technique.devices:
         grey = _shut(grey, u[5:])
     return grey
@@ -199,17 +202,43 @@ def _stamp_letter(grey: Tensor, u: list[float]) -> None:
     size = len(grey)
     right = u[0] < 0.5
     height = max(8, int(size * (0.03 + 0.02 * u[1])))
-    letter = Image.new("L", (2 * height, 2 * height))
-    font = ImageFont.load_default(size=height)
-    text = "R" if right else "L"
-    ImageDraw.Draw(letter).text((height // 2, height // 3), text, fill=255, font=font)
-    letter = letter.rotate(20 * (u[2] - 0.5), resample=Image.Resampling.BILINEAR)
-    stamp = torch.from_numpy(np.asarray(letter, np.float32) / 255)
+    stamp = _letters("R" if right else "L", height, 20 * (u[2] - 0.5))
     row = int(size * (0.03 + 0.12 * u[3]))
     column = int(size * (0.03 + 0.07 * u[4]))
     if not right:  # the patient's left is on the right of the film
-        column = size - column - 2 * height
-    patch = grey[row : row + 2 * height, column : column + 2 * height]
+        column = size - column - stamp.shape[1]
+    _press(grey, stamp, row, column)
+
+
+def _stamp_words(grey: Tensor, generator: torch.Generator) -> None:
+    """One to three lines on how the film was taken, in a corner, in place."""
+    size = len(grey)
+    u = torch.rand(8, generator=generator).tolist()
+    height = max(6, int(size * (0.014 + 0.02 * u[0])))
+    row = int(size * (0.01 + 0.08 * u[1] if u[2] < 0.6 else 0.8 + 0.1 * u[1]))
+    for share in u[5 : 5 + 1 + int(3 * u[4])]:
+        stamp = (0.6 + 0.4 * u[4]) * _letters(_WORDS[int(share * len(_WORDS))], height)
+        column = int(size * 0.05 * u[1])
+        if u[3] < 0.5:
+            column = size - column - stamp.shape[1]
+        _press(grey, stamp, row, column)
+        row += int(1.2 * height)
+
+
+def _letters(text: str, height: int, degrees: float = 0.0) -> Tensor:
+    """Text as grey values in [0, 1], with a margin, turned by some degrees."""
+    font = ImageFont.load_default(size=height)
+    wide = max(2 * height, int(font.getlength(text)) + height)
+    letters = Image.new("L", (wide, 2 * height))
+    ImageDraw.Draw(letters).text((height // 2, height // 3), text, fill=255, font=font)
+    letters = letters.rotate(degrees, resample=Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(letters, np.float32) / 255)
+
+
+def _press(grey: Tensor, stamp: Tensor, row: int, column: int) -> None:
+    """Brighten a film by a stamp whose upper left corner lies at a place, in place."""
+    column = max(0, column)
+    patch = grey[row : row + len(stamp), column : column + stamp.shape[1]]
     patch.copy_(torch.maximum(patch, stamp[: patch.shape[0], : patch.shape[1]]))
 
 

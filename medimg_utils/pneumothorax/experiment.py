@@ -62,7 +62,15 @@ from medimg_utils.splits import (
     hold_out,
     patient_digest,
 )
-from medimg_utils.training import BEST, Batch, fit, load_tensors, stable_seed
+from medimg_utils.training import (
+    BEST,
+    Batch,
+    fit,
+    load_tensors,
+    stable_seed,
+    warm_restart,
+    warm_up_and_cosine,
+)
 
 ENDINGS = (
     ".probability.png",
@@ -105,6 +113,11 @@ class Experiment:
     batch_size: int = setting(8, why="fits a GPU of 16 GB")
     learning_rate: float = setting(1e-3, why="peak for AdamW, warm-up then cosine")
     weight_decay: float = setting(0.01, why="AdamW's usual value")
+    restart: float | None = setting(
+        None,
+        why="share of training after which the learning rate rises once more, to half "
+        "its peak; None lets it fall all the time",
+    )
     augmentation: float = setting(
         1.0, why="strength; broad, because scanners differ more than patients"
     )
@@ -148,10 +161,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         unshuffle=4,
         batch_size=8,
         learning_rate=3e-3,
-        augmentation=0.6,
+        restart=0.68,
+        augmentation=0.7,
         pixel_weight=5.0,
         positive_weight=10.0,
-        curriculum=0.5,
+        curriculum=0.34,
         matched=0.75,
     ),
     "tiny": Experiment(
@@ -312,6 +326,9 @@ def train(
         positive_share=chosen.positive_share,
         groups=[record.patient for record in parts.train],
         matched=chosen.matched,
+        schedule=warm_up_and_cosine
+        if chosen.restart is None
+        else warm_restart(chosen.restart),
         extra={PRIOR: mean_mask(training)},
         resume=resume,
         accelerator=accelerator,

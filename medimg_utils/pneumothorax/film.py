@@ -2,15 +2,16 @@
 
 :func:`render` goes the way of the X-rays.  Path lengths through soft tissue and bone are
 projected from the chest (collapsed or not), then what CT cannot show is laid over them:
-shoulder girdle in the pose of a standing patient (:mod:`.girdle`), fine vessels, texture,
-devices (:mod:`.devices`).  Only then come attenuation, scatter, noise and the display
+outline and fat of the body (:mod:`.body`), shoulder girdle in the pose of a standing
+patient (:mod:`.girdle`), fine vessels, texture, findings (:mod:`.findings`), devices
+(:mod:`.devices`).  Only then come attenuation, scatter, noise and the display
 curve.  Patient and technique are drawn in :mod:`.technique`, and posed in :mod:`.view`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,18 +19,22 @@ import torch.nn.functional as F
 from scipy import ndimage as ndi
 from torch import Tensor
 
-from medimg_utils.physics.deform import smooth_noise
-from medimg_utils.physics.xray import blur, develop, expose, linear_attenuation, splat
+from medimg_utils.physics.xray import blur, develop, expose, linear_attenuation
+from medimg_utils.pneumothorax.body import shape_body
 from medimg_utils.pneumothorax.collapse import Cavity, Pneumothorax, carry, collapse
 from medimg_utils.pneumothorax.devices import add_markers, device_paths
+from medimg_utils.pneumothorax.findings import breathe, finding_paths
 from medimg_utils.pneumothorax.girdle import girdle_path
-from medimg_utils.pneumothorax.phantom import COARSE, SPACING, Chest
+from medimg_utils.pneumothorax.phantom import COARSE, SPACING, Chest, Girdle
 from medimg_utils.pneumothorax.view import View
 
 #: Smallest area of a mask as a share of the image; SIIM-ACR's 5 % quantile is 0.0013.
 SMALLEST = 0.0008
 _LOW = 96  # rows of the small film on which masks are searched
 _RENDER = 512  # rows of the film on which volumes are projected
+_RIB = (
+    10.0  # bone on the way through two ribs, mm g/cm3; the spine has several times that
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def lung_fields(view: View, rows: int) -> tuple[Tensor, Tensor]:
 
 def render(
     view: View,
-    girdle: dict[str, Tensor],
+    girdles: tuple[Girdle, Girdle],
     gap: tuple[Cavity, Tensor] | None,
 ) -> Radiograph:
     """Make the film of a view, with the lung collapsed where ``gap`` is given.
@@ -154,7 +159,7 @@ def render(
     a gap is a counterfactual pair.
     """
     technique, size = view.technique, view.size
-    chest = _breathe(view.chest, technique.lung)
+    chest = breathe(view)
     soft_volume = chest.soft if gap is None else collapse(chest, *gap)
     rows = min(size, _RENDER)
     volume, origin, spacing = _halve(
@@ -164,12 +169,12 @@ def render(
     soft, bone, visible, aerated = (
         _resize(layer, size) for layer in (*paths, *lung_fields(view, 256))
     )
-    soft = soft + _vessels(view, gap)
-    soft = _outer_shape(view, soft, visible)
-    soft = soft + _findings(view, visible, aerated)
-    bone = bone * _texture(view, 0.07, 1, fine_mm=0.6) + girdle_path(view, girdle)
-    soft = soft * _texture(view, 0.012, 2, fine_mm=0.6)
-    bone = bone * technique.bone
+    soft = soft + technique.vessels * _vessels(view, chest.vessels, gap)
+    soft = shape_body(view, soft, visible)
+    soft = soft + finding_paths(view, visible, aerated)
+    bone = _crisp(view, bone)
+    bone = (bone + girdle_path(view, girdles)) * technique.bone
+    soft = soft * (1 + technique.fibres * _grain(view, 2, fine_mm=0.6))
     integral = linear_attenuation(soft, bone, technique.energy).clamp(min=0)
     integral = integral + device_paths(view)
     signal = expose(
@@ -203,24 +208,9 @@ def render(
     layers = [(grey * 255).round().clamp(0, 255).byte(), mask, visible > 0.5]
     if view.patient.mirrored:
         layers = [layer.flip(1) for layer in layers]
-        devices = tuple(d for d in devices if d != "marker")  # it would read backwards
+        devices = tuple(d for d in devices if d not in ("marker", "words"))
     pixels, drawn, lungs = (layer.numpy() for layer in layers)
     return Radiograph(pixels, drawn, lungs, view.pixel_mm, devices)
-
-
-def _breathe(chest: Chest, factor: float) -> Chest:
-    """Less air in the lungs, hence more density by a factor.
-
-    CT is taken in the deepest breath the patient can hold; films, and those at the
-    bedside above all, seldom are.
-    """
-    inside = (chest.depth / COARSE + 0.5).clamp(0, 1)
-    (fine,), box = chest.refine(inside[None])
-    soft = chest.soft.clone()
-    scanned = soft[box]
-    aerated = ((0.6 - scanned) / 0.2).clamp(0, 1)  # not vessels, not the chest wall
-    scanned *= 1 + (factor - 1) * fine * aerated
-    return replace(chest, soft=soft)
 
 
 def _tidy(mask: Tensor) -> Tensor:
@@ -239,102 +229,35 @@ def _resize(layer: Tensor, size: int) -> Tensor:
     )[0, 0]
 
 
-def _vessels(view: View, gap: tuple[Cavity, Tensor] | None) -> Tensor:
+def _vessels(view: View, vessels: Tensor, gap: tuple[Cavity, Tensor] | None) -> Tensor:
     """Path through vessels finer than the CT's voxels, in mm g/cm3."""
-    vessels = view.chest.vessels
     points = vessels[:, :3]
     if gap is not None:
         mine = vessels[:, 4] == gap[0].side
         moved = points.clone()
         moved[mine] = carry(*gap, points[mine])
         points = moved
-    path = splat(view.pixels(points), vessels[:, 3], view.size, view.size)
-    path = path / view.pixel_mm**2  # mm3 over a pixel's mm2
+    path = view.path_of(points, vessels[:, 3])
     return blur(path, max(0.45, 0.35 / view.pixel_mm))
 
 
-def _texture(view: View, strength: float, stream: int, fine_mm: float) -> Tensor:
-    """Factor around 1: trabeculae, muscle fibres and fat at the film's resolution."""
+def _crisp(view: View, bone: Tensor) -> Tensor:
+    """Sharpen the cortex of ribs, which the CT blurs, and add trabeculae.
+
+    Less of both in the spine, where the noise of many layers would be sharpened.
+    """
+    fine = bone - blur(bone, 2.0 / view.pixel_mm)
+    fine = torch.minimum(fine, 0.5 * bone)  # small calcifications stay what they are
+    thin = 1 / (1 + (blur(bone, 7 / view.pixel_mm) / _RIB) ** 2)
+    bone = bone + view.technique.rib_edges * fine * thin
+    grain = view.technique.trabeculae * _grain(view, 1, fine_mm=0.7)
+    return (bone * (1 + grain * thin)).clamp(min=0)
+
+
+def _grain(view: View, stream: int, fine_mm: float) -> Tensor:
+    """Noise of unit variance whose grains are about ``fine_mm`` wide."""
     generator = view.generator(10 + stream)
     noise = torch.randn(view.size, view.size, generator=generator)
     fine = fine_mm / view.pixel_mm
     band = blur(noise, max(fine, 0.5)) - blur(noise, max(3 * fine, 1.6))
-    return 1 + strength * band / band.std()
-
-
-def _outer_shape(view: View, soft: Tensor, visible: Tensor) -> Tensor:
-    """Arms down, neck free: cut the raised shoulders and give the trunk an outline."""
-    x, z = view.film_mm()
-    s = view.technique.shoulders
-    half = view.lung_width / 2
-    fat = view.patient.fat_mm
-    # trapezius: from the neck down to the shoulder
-    neck = 52 + 0.25 * fat + 4 * s[2]
-    line = 62 + 5 * s[1] - (0.45 + 0.15 * s[0]) * (x.abs() - neck)
-    depth_below = torch.where(x.abs() < neck, torch.tensor(200.0), line - z)
-    upper = _rounded(depth_below, 28.0)
-    # side of the trunk: behind the ribs come muscle and fat, and the upper arm
-    wall = half + 24 + 0.7 * fat + 0.05 * (-z - 100).clamp(min=0)
-    side = wall + (28 + 25 * s[0]) * torch.sigmoid((z + 75) / 22)
-    # nowhere thinner than ribs and skin over the lung
-    for sign in (-1.0, 1.0):
-        reach = torch.where(visible > 0.5, x * sign, torch.tensor(0.0)).amax(1)
-        reach = torch.cummax(reach, 0).values + 18 + 0.5 * fat
-        side = torch.where(x * sign > 0, torch.maximum(side, reach[:, None]), side)
-    lateral = _rounded(side - x.abs(), 22.0)
-    keep = (1 - visible) * upper * lateral + visible
-    soft = soft * keep
-    beyond = torch.sigmoid((x.abs() - half - 8) / 12)  # where the CT may hold only arm
-    muscle = torch.sigmoid((z + 95) / 25) * torch.sigmoid((x.abs() - 0.7 * half) / 14)
-    soft = torch.maximum(soft, (70 + 45 * muscle) * beyond * upper * lateral)
-    soft = soft + fat * upper * lateral
-    if view.patient.breast_mm:
-        generator = view.generator(4)
-        wide = 62 + 8 * torch.randn(2, generator=generator)
-        drop = -175 + 18 * torch.randn((), generator=generator)
-        for sign, w in zip((-1, 1), wide, strict=True):
-            cap = _ellipse(x, z, sign * half * 0.62, float(drop), float(w), 62) ** 1.5
-            soft = soft + view.patient.breast_mm * cap
-    return soft
-
-
-def _rounded(depth: Tensor, radius: float) -> Tensor:
-    """Share of full thickness at a depth in mm inside a rounded outline."""
-    t = (depth / radius).clamp(0, 1)
-    return (1 - (1 - t) ** 2).clamp(min=0).sqrt()
-
-
-def _ellipse(x: Tensor, z: Tensor, cx: float, cz: float, a: float, b: float) -> Tensor:
-    return (1 - ((x - cx) / a) ** 2 - ((z - cz) / b) ** 2).clamp(min=0).sqrt()
-
-
-def _findings(view: View, visible: Tensor, aerated: Tensor) -> Tensor:
-    """Other diseases, in mm of water: infiltrates, effusions, and a fold of skin."""
-    path = torch.zeros(view.size, view.size)
-    found = view.technique.findings
-    generator = view.generator(5)
-    x, z = view.film_mm()
-    if "opacity" in found:
-        noise = smooth_noise((view.size, view.size), (9, 9), generator)
-        fine = smooth_noise((view.size, view.size), (40, 40), generator)
-        cloud = (noise + 0.45 * fine - 0.6).clamp(min=0)
-        path = path + 14 * cloud * blur(visible, 8 / view.pixel_mm)
-    if "effusion" in found:
-        for side in (-1.0, 1.0):
-            u = torch.rand(3, generator=generator)
-            if u[0] < 0.6:
-                level = -200 + 70 * u[1]
-                meniscus = (
-                    level + 45 * ((x * side) / (view.lung_width / 2)).clamp(0, 1.2) ** 4
-                )
-                under = torch.sigmoid((meniscus - z) / 6) * (x * side > 0)
-                path = path + (0.55 + 0.3 * u[2]) * under * aerated
-    if "skin fold" in found:
-        u = torch.rand(4, generator=generator)
-        at = 1.0 if u[0] < 0.5 else -1.0
-        edge = at * (55 + 45 * u[1] + (0.1 + 0.3 * u[2]) * (z + 120))
-        outside = (x - edge) * at
-        fold = torch.sigmoid(-outside / 0.8) * torch.exp(outside.clamp(max=0) / 35)
-        reach = torch.sigmoid((z + 200) / 10) * torch.sigmoid((-20 - z) / 10)
-        path = path + (7 + 11 * u[3]) * fold * reach
-    return path
+    return band / band.std()

@@ -15,6 +15,7 @@ from medimg_utils.viewers.study_explorer import StudyExplorer
 from medimg_utils.viewers.surface import SurfaceViewer
 from medimg_utils.viewers.threshold_explorer import ThresholdExplorer
 from medimg_utils.viewers.window_explorer import WindowExplorer
+from medimg_utils.viewers.worklist_explorer import WorklistExplorer
 
 __all__ = [
     "DescentExplorer",
@@ -28,4 +29,5 @@ __all__ = [
     "SurfaceViewer",
     "ThresholdExplorer",
     "WindowExplorer",
+    "WorklistExplorer",
 ]

@@ -174,9 +174,12 @@ class PlanesViewer(base.Viewer):
         """Draw the viewer's present state as a figure."""
         figure = Figure(figsize=(9, 3.6), layout="tight")
         shown = self._volumes[self.names.index(self.volume)]
-        labels = self._maps.get(
-            "predicted" if self.shown_labels == "predicted" else "labels"
-        )
+        layers = {
+            "true": [("labels", "solid")],
+            "predicted": [("predicted", "dashed")],
+            "both": [("labels", "solid"), ("predicted", "dashed")],
+        }.get(self.shown_labels, [])
+        maps = [(self._maps[name], line) for name, line in layers if name in self._maps]
         for k, (plane, runs) in enumerate(PLANES.items()):
             across, down, through = runs
             axes = figure.add_subplot(1, 3, k + 1)
@@ -189,7 +192,7 @@ class PlanesViewer(base.Viewer):
                 title=plane,
                 extent=extent,
             )
-            if labels is not None and self.shown_labels != "none":
+            for labels, line in maps:
                 found = _cut(labels, through, at)
                 for value, colour in zip(self.label_values, self.colours, strict=True):
                     if (found == value).any():
@@ -199,6 +202,7 @@ class PlanesViewer(base.Viewer):
                             colors=[colour],
                             extent=extent,
                             linewidths=1,
+                            linestyles=line,
                         )
             for x, y, letter in (
                 (0.02, 0.5, ENDS[across][1]),
@@ -207,7 +211,7 @@ class PlanesViewer(base.Viewer):
                 (0.48, 0.02, ENDS[down][0]),
             ):
                 axes.text(x, y, letter, color="white", transform=axes.transAxes)
-        if labels is not None and self.shown_labels != "none":
+        if maps:
             plotting.label_legend(axes, self.label_names, self.colours)
         return figure
 

@@ -1,7 +1,12 @@
 """Work in parts: interrupted or not, one process or two, the release is the same."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +79,54 @@ def test_interrupted_resumed_and_in_two_processes_is_the_same(tmp_path):
     whole = contents(tmp_path / "two")
     del whole["4.txt"]
     assert broken == whole
+
+
+def long_work(out, number):
+    """Leave the id of the process, then work until somebody ends it."""
+    write_text_atomic(out / f"{number}.pid", str(os.getpid()))
+    time.sleep(60)
+
+
+def is_alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{process}/stat")  # where nobody reaps it, it stays as a zombie
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """Otherwise they would write beside those of the call that resumes."""
+    out = tmp_path / "release"
+    script = tmp_path / "parent.py"
+    script.write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import test_simulation as t
+if __name__ == "__main__":
+    out = Path({str(out)!r})
+    parts = [t.Part(str(i), (out, i)) for i in (0, 1)]
+    t.write_in_parts(out, {{}}, parts, t.long_work, print, workers=2, progress=False)
+"""
+    )
+    with subprocess.Popen([sys.executable, script]) as parent:
+        try:
+            assert wait_for(lambda: len(list(out.glob("*.pid"))) == 2, 60)
+        finally:
+            parent.send_signal(signal.SIGKILL)
+    workers = [int(file.read_text()) for file in out.glob("*.pid")]
+    assert parent.pid not in workers
+    assert wait_for(lambda: not any(map(is_alive, workers)), 10)
 
 
 def test_what_stands_in_the_way_is_refused(tmp_path):

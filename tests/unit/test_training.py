@@ -25,6 +25,7 @@ from medimg_utils.training import (
     load_tensors,
     reduce_on_plateau,
     stable_seed,
+    warm_restart,
 )
 
 # ------------------------------------------------------------------ randomness and order
@@ -154,6 +155,15 @@ def test_learning_rate_rises_and_falls():
     assert (np.diff(rates[: peak + 1]) > 0).all()
     assert (np.diff(rates[peak + 1 :]) < 0).all()
     assert min(rates) > 0
+
+
+def test_a_restart_leaves_the_first_part_as_it_would_be_alone():
+    schedule = warm_restart(0.6, height=0.25)
+    rates = [schedule(step, 200, 2.0, []) for step in range(200)]
+    assert rates[:120] == [learning_rate_at(step, 120, 2.0) for step in range(120)]
+    assert rates[120] > rates[119]
+    assert max(rates[120:]) == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(0.005, rel=0.05)
 
 
 def test_seeds_differ_and_fit_the_generator():

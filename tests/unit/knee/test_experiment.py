@@ -78,7 +78,8 @@ def test_the_papers_values_are_spelled_out():
     rows = {row["setting"]: row for row in describe(paper)}
     assert set(rows) == set(Experiment.__dataclass_fields__)
     assert not [name for name, row in rows.items() if row["source"] == "differs"]
-    assert rows["rotation"]["source"] == "our choice"
+    assert rows["rotation"]["source"] == rows["flip"]["source"] == "paper"
+    assert rows["folds"]["source"] == "our choice"
     lab = {row["setting"]: row for row in describe(EXPERIMENTS["lab"])}
     assert lab["backbone"]["source"] == "differs"
     assert all(row["why"] for row in lab.values())

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor
 
-from medimg_utils.pneumothorax.phantom import load_chest, load_girdle
+from medimg_utils.pneumothorax.phantom import Girdle, load_chest, load_girdle
 from medimg_utils.pneumothorax.technique import (
     Rates,
     random_patient,
@@ -29,7 +28,7 @@ def pose(
 ) -> View:
     """A random view of one anatomy; ``patient`` and keywords replace what was drawn."""
     generator = np.random.default_rng(seed)
-    rates = Rates(mirrored=0.0, marker=0.0, shutter=0.0, drain=(0.0, 0.0))
+    rates = Rates(mirrored=0.0, marker=0.0, words=0.0, shutter=0.0, drain=(0.0, 0.0))
     build = random_patient((name,), rates, generator)
     taken = random_technique(rates, True, generator)
     return make_view(
@@ -48,6 +47,6 @@ def _pose() -> Callable[..., View]:
 
 
 @pytest.fixture(scope="session")
-def girdle() -> dict[str, Tensor]:
-    """The right shoulder girdle."""
+def girdle() -> tuple[Girdle, Girdle]:
+    """The two shoulder girdles."""
     return load_girdle(get_settings().data)

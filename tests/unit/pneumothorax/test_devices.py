@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medimg_utils.pneumothorax.devices import device_paths
+from medimg_utils.pneumothorax.devices import add_markers, device_paths
 from medimg_utils.pneumothorax.film import render
 from medimg_utils.pneumothorax.phantom import LEFT, RIGHT
 
@@ -37,6 +37,30 @@ def test_letter_and_shutter(pose, girdle):
     assert not changed[20:76, 20:76].any()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_words_stand_in_a_corner(pose, seed):
+    view = pose("chest3", seed, size=192, devices=("words",))
+    letters = add_markers(view, torch.zeros(192, 192)).numpy() > 0.1
+    assert 10 < letters.sum() < 0.06 * letters.size
+    rows, columns = (np.flatnonzero(letters.any(axis=axis)) / 192 for axis in (1, 0))
+    assert rows.max() < 0.3 or rows.min() > 0.75
+    assert columns.max() < 0.55 or columns.min() > 0.45
+
+
+def test_a_mirrored_film_bears_no_letters(pose, girdle):
+    """They would read backwards."""
+    letters, none = (
+        render(
+            pose("chest3", 7, size=96, patient={"mirrored": True}, devices=d),
+            girdle,
+            None,
+        )
+        for d in (("marker", "words"), ())
+    )
+    assert letters.devices == ()
+    np.testing.assert_array_equal(letters.pixels, none.pixels)
+
+
 def share_on_the_right(view):
     """Of the metal on a film."""
     metal = device_paths(view)
@@ -62,13 +86,15 @@ def test_where_no_side_is_asked_for_a_drain_lies_on_either(pose):
     assert max(rights) > 0.98
 
 
-def test_a_drain_more_moves_nothing_else(pose):
+@pytest.mark.parametrize("device", ["drain", "line", "leads", "pacemaker"])
+def test_a_device_more_moves_nothing_else(pose, device):
     """Else a network could tell drained patients by where their other devices lie."""
-    others = ("line", "leads", "pacemaker")
-    drain, rest, together = (
+    everything = ("drain", "line", "leads", "pacemaker")
+    others = tuple(name for name in everything if name != device)
+    one, rest, together = (
         device_paths(pose("chest3", 3, size=96, devices=devices))
-        for devices in (("drain",), others, ("drain", *others))
+        for devices in ((device,), others, everything)
     )
-    assert drain.max() > 0.05
+    assert one.max() > 0.05
     assert rest.max() > 0.05
-    torch.testing.assert_close(together, drain + rest, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together, one + rest, atol=1e-5, rtol=0)

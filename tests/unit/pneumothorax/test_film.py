@@ -10,6 +10,7 @@ from scipy import ndimage as ndi
 from medimg_utils.pneumothorax.collapse import Cavity, Pneumothorax
 from medimg_utils.pneumothorax.film import (
     SMALLEST,
+    _crisp,
     _outline,
     fit_pneumothorax,
     lung_fields,
@@ -204,3 +205,20 @@ def test_deeper_collapse_is_a_larger_mask(pose):
         assert areas[0] == 0
         assert (np.diff(areas) >= 0).all()
         assert areas[-1] > 0.01
+
+
+def test_ribs_become_crisp_and_the_spine_stays_as_it_is(pose):
+    view = pose("chest3", 0, rib_edges=1.5, trabeculae=0.0)
+    columns = torch.arange(view.size) * view.pixel_mm
+    width = columns[-1] / 2
+    rib, spine = (
+        thick * torch.sigmoid((wide - (columns - width).abs()) / 2.0).expand(160, 160)
+        for thick, wide in ((6.0, 6.0), (60.0, 20.0))
+    )
+    steepest = [
+        float(_crisp(view, bone).diff(dim=1).abs().max() / bone.diff(dim=1).abs().max())
+        for bone in (rib, spine)
+    ]
+    assert steepest[0] > 1.2
+    assert steepest[1] < 1.15
+    assert steepest[0] > steepest[1] + 0.1

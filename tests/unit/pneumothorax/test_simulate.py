@@ -240,6 +240,32 @@ def test_the_twin_of_a_tension_pneumothorax_has_its_mediastinum_back(
     assert pushed.pixels(heart)[0, 1] < twin.pixels(heart)[0, 1] - 2
 
 
+def healthy_view():
+    generator = np.random.default_rng(0)
+    patient = random_patient(("chest3",), Rates(), generator)
+    technique = random_technique(Rates(), True, generator)
+    return make_view(load_chest("chest3", get_settings().data), patient, technique, 96)
+
+
+def test_where_an_area_does_not_fit_another_is_drawn(monkeypatch):
+    areas = iter([SMALLEST, 0.0012, 0.01])
+    monkeypatch.setattr(simulate, "random_area", lambda generator: next(areas))
+    monkeypatch.setattr(
+        simulate, "fit_pneumothorax", lambda view, wanted: wanted.area > 0.005 or None
+    )
+    *_, found = simulate._collapse_somehow(healthy_view(), np.random.default_rng(0))
+    assert found.area == 0.01
+
+
+def test_a_view_in_which_nothing_fits_is_an_error_and_no_endless_search(monkeypatch):
+    monkeypatch.setattr(simulate, "random_area", lambda generator: SMALLEST)
+    monkeypatch.setattr(simulate, "fit_pneumothorax", lambda *_: None)
+    with pytest.raises(
+        RuntimeError, match="no pneumothorax shows in this view of chest3"
+    ):
+        simulate._collapse_somehow(healthy_view(), np.random.default_rng(0))
+
+
 def test_drains_lie_on_the_side_of_the_pneumothorax():
     data, sides = get_settings().data, set()
     for index in range(6):

@@ -62,6 +62,11 @@ def test_everything_else_has_its_stated_rate():
         "opacity": rates.opacity,
         "effusion": rates.effusion * mixed,
         "skin fold": rates.skin_fold * mixed,
+        "emphysema": rates.emphysema,
+        "bulla": rates.bulla,
+        "companion shadow": rates.companion_shadow,
+        "hair": rates.hair,
+        "clothes": rates.clothes,
     }
     for finding, rate in expected.items():
         share = np.mean([finding in t.findings for t in drawn])
@@ -76,6 +81,8 @@ def test_patients_vary_within_what_people_are():
     assert all(16 <= p.age <= 92 for p in drawn)
     assert all(0.6 < s < 1.5 for p in drawn for s in p.scale)
     assert all((p.breast_mm > 0) == (p.sex == "F") for p in drawn)
-    assert all(p.bend_mm <= 7 and p.fat_mm >= 0 for p in drawn)
+    assert all(p.bend_mm <= 9 and p.fat_mm >= 0 for p in drawn)
+    assert all(abs(p.slope) <= 0.3 for p in drawn)
+    assert np.mean([p.shoulder for p in drawn]) == pytest.approx(0.5, abs=0.04)
     assert np.mean([p.mirrored for p in drawn]) == pytest.approx(0.02, abs=0.01)
     assert np.mean([p.sex == "F" for p in drawn]) == pytest.approx(0.45, abs=0.04)

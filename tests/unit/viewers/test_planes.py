@@ -168,3 +168,17 @@ def test_the_still_picture_follows_crosshair_and_labels() -> None:
     viewer.place = [0, 0, 0]
     seen.add(viewer._repr_mimebundle_()[0]["image/png"])
     assert len(seen) == 3
+
+
+def test_the_still_picture_of_both_label_maps_holds_more_outlines() -> None:
+    viewer = PlanesViewer(
+        {"T1": volume()}, (1, 1, 3), labels=labels(), predicted=labels()
+    )
+
+    def outlines(shown: str) -> int:
+        viewer.shown_labels = shown
+        return sum(len(axes.collections) for axes in viewer.still().axes)
+
+    counts = {name: outlines(name) for name in ("none", "true", "predicted", "both")}
+    assert counts["none"] == 0 < counts["true"] == counts["predicted"]
+    assert counts["both"] == counts["true"] + counts["predicted"]
