@@ -97,6 +97,10 @@ first-cells: $(INSTALLED) ## Write the first cell of every notebook from _config
 run-sizes: $(INSTALLED) ## Write the table of run sizes in README.md from the results
 	$(BIN)/python book/_ext/run_sizes.py --write
 
+.PHONY: cards
+cards: $(INSTALLED) ## Write the model and data cards from the results
+	$(BIN)/python book/_ext/model_cards.py --write
+
 .PHONY: format
 format: $(INSTALLED) ## Format the code and strip outputs from the notebooks
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,6 @@
 """Repeat the lab run: simulate, train, measure, store the network and its numbers."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,11 +26,7 @@ def pneumothorax(runs: Runs = Path("runs"), folds: Folds = None) -> None:
     """U-Net on simulated radiographs; what is done already is not done again."""
     from medimg_utils.pneumothorax.lab import run_lab
 
-    try:
-        result = run_lab(runs, folds or [0])
-    except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    result = run_lab(runs, folds or [0])
     for name, test in result["tests"].items():
         auc, dice = test["auc"]["value"], test["dice"]["value"]
         typer.echo(f"{name:18} AUC {auc:.3f}  Dice of positives {dice:.3f}")
@@ -40,11 +37,7 @@ def knee(runs: Runs = Path("runs"), folds: Folds = None) -> None:
     """MRNet on simulated knee exams; what is done already is not done again."""
     from medimg_utils.knee.lab import run_lab
 
-    try:
-        result = run_lab(runs, folds or [0])
-    except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    result = run_lab(runs, folds or [0])
     for name, test in result["tests"].items():
         for diagnosis, found in test["diagnoses"].items():
             area = found["combined"]["auc"]["value"]
@@ -56,11 +49,7 @@ def brain(runs: Runs = Path("runs"), folds: Folds = None) -> None:
     """Two-step 3-D U-Net on simulated brains; what is done already is not done again."""
     from medimg_utils.brain.lab import run_lab
 
-    try:
-        result = run_lab(runs, folds or [0])
-    except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    result = run_lab(runs, folds or [0])
     for name, test in result["tests"].items():
         values = "  ".join(
             f"{region} {numbers['dice']['mean']:.3f}"
@@ -74,5 +63,40 @@ def brain(runs: Runs = Path("runs"), folds: Folds = None) -> None:
         )
 
 
+@app.command()
+def ablation(runs: Runs = Path("runs")) -> None:
+    """A dozen designs with several seeds; a network that is trained is not trained again."""
+    from medimg_utils.challenges.ablation import NAME, run_ablation, unpack
+
+    result = run_ablation(runs / NAME)
+    for name, design in result["designs"].items():
+        scores = unpack(design["scores"])
+        typer.echo(
+            f"{name:24} Dice {scores.mean():.3f}  seeds {scores.mean(1).std():.3f}"
+        )
+
+
+@app.command()
+def plans() -> None:
+    """What the rules of nnU-Net decide from the geometry of the three tiny releases."""
+    from medimg_utils.challenges.planning import Fingerprint, plan, run_plans
+
+    for name, found in run_plans()["fingerprints"].items():
+        decided = plan(Fingerprint(**found))
+        typer.echo(f"{name:13} patch {decided.patch}  batch {decided.batch}")
+
+
+@app.command()
+def shortcut(runs: Runs = Path("runs/black-box")) -> None:
+    """Small classifiers with and without a planted shortcut, and what opens them."""
+    from medimg_utils.challenges.lab import run_black_box
+
+    result = run_black_box(runs)
+    typer.echo(f"{result['films']} films, {result['minutes']:.0f} minutes")
+
+
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except InputError as error:
+        sys.exit(f"error: {error}")

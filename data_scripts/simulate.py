@@ -1,5 +1,6 @@
 """Simulate exams from real anatomy and write them in the layout of a real release."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -41,19 +42,15 @@ def pneumothorax(
     from medimg_utils.pneumothorax.simulate import Simulation, simulate_release
     from medimg_utils.pneumothorax.technique import Rates
 
-    try:
-        plan = Simulation(
-            patients,
-            seed,
-            size=size,
-            positive_rate=positive_rate,
-            pairs=pairs,
-            rates=Rates(drain=drain_rate),
-        )
-        simulate_release(out, plan, workers=workers)
-    except (InputError, AnatomyError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    plan = Simulation(
+        patients,
+        seed,
+        size=size,
+        positive_rate=positive_rate,
+        pairs=pairs,
+        rates=Rates(drain=drain_rate),
+    )
+    simulate_release(out, plan, workers=workers)
 
 
 @app.command()
@@ -71,12 +68,8 @@ def knee(
     """Knee MRI exams of three series, with labels of abnormality and tears."""
     from medimg_utils.knee.simulate import ANATOMIES, Simulation, simulate_release
 
-    try:
-        plan = Simulation(train, valid, seed, anatomies=tuple(anatomy or ANATOMIES))
-        simulate_release(out, plan, workers=workers)
-    except (InputError, AnatomyError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    plan = Simulation(train, valid, seed, anatomies=tuple(anatomy or ANATOMIES))
+    simulate_release(out, plan, workers=workers)
 
 
 @app.command()
@@ -93,13 +86,12 @@ def brain(
     """Brain tumours in four MR images, with masks and survival."""
     from medimg_utils.brain.simulate import Simulation, simulate_release
 
-    try:
-        plan = Simulation(patients, seed, spacing=spacing, images=not tables_only)
-        simulate_release(out, plan, workers=workers)
-    except (InputError, AnatomyError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    plan = Simulation(patients, seed, spacing=spacing, images=not tables_only)
+    simulate_release(out, plan, workers=workers)
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except (InputError, AnatomyError) as error:
+        sys.exit(f"error: {error}")

@@ -46,8 +46,15 @@ Size = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="MEDIMG_SEED unless given.")]
-Epochs = Annotated[int | None, typer.Option(help="Instead of the size's own number.")]
+Epochs = Annotated[
+    int | None, typer.Option(help="Of each network, instead of the size's own.")
+]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that load images.")]
+Cache = Annotated[Path | None, typer.Option(help="Keep prepared images here.")]
+Truth = Annotated[
+    Path | None,
+    typer.Option(help="simulation-truth file, for subgroups of simulated data."),
+]
 Numbers = Annotated[Path, typer.Option(help="JSON file to write.")]
 Results = Annotated[Path, typer.Option(help="Folder for the results.")]
 KneeSplit = Annotated[
@@ -72,25 +79,22 @@ def train_pneumothorax(
     seed: Seed = None,
     epochs: Epochs = None,
     workers: Workers = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Keep decoded images here.")
-    ] = None,
+    cache: Cache = None,
     quiet: Quiet = False,
 ) -> None:
     """U-Net after Gooßen et al. 2019 on SIIM-ACR or ChestX-ray14."""
     from medimg_utils.pneumothorax import experiment
 
     settings = get_settings()
-    chosen = experiment.get_experiment(size or settings.size, epochs=epochs)
     history = experiment.train(
         data,
         out,
-        chosen,
+        experiment.get_experiment(size or settings.size, epochs=epochs),
         fold=fold,
         seed=settings.seed if seed is None else seed,
         resume=resume,
-        workers=workers,
         cache=cache,
+        workers=workers,
         progress=not quiet,
     )
     last = history[-1]
@@ -106,10 +110,7 @@ def evaluate_pneumothorax(
     run: Run,
     out: Numbers,
     fold: Fold = None,
-    truth: Annotated[
-        Path | None,
-        typer.Option(help="simulation-truth.csv, for subgroups of simulated data."),
-    ] = None,
+    truth: Truth = None,
     quiet: Quiet = False,
 ) -> None:
     """AUC, Dice, Hausdorff distance, pointing game and controls on unseen patients."""
@@ -170,11 +171,10 @@ def train_knee(
     from medimg_utils.knee import experiment
 
     settings = get_settings()
-    chosen = experiment.get_experiment(size or settings.size, epochs=epochs)
     logs = experiment.train(
         data,
         out,
-        chosen,
+        experiment.get_experiment(size or settings.size, epochs=epochs),
         fold=fold,
         seed=settings.seed if seed is None else seed,
         resume=resume,
@@ -197,12 +197,7 @@ def evaluate_knee(
     run: Run,
     out: Numbers,
     split: KneeSplit = "valid",
-    truth: Annotated[
-        Path | None,
-        typer.Option(
-            help="simulation-truth.json, for localisation and subgroups of simulated exams."
-        ),
-    ] = None,
+    truth: Truth = None,
     allow_missing: AllowMissing = False,
     quiet: Quiet = False,
 ) -> None:
@@ -287,31 +282,24 @@ def train_brain(
     fold: Fold = None,
     resume: Resume = False,
     seed: Seed = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Of each network, instead of the size's own.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that cut patches.")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Keep prepared cases here.")
-    ] = None,
+    epochs: Epochs = None,
+    workers: Workers = None,
+    cache: Cache = None,
     quiet: Quiet = False,
 ) -> None:
     """Two-step 3-D U-Net after Weninger et al. 2019 on BraTS or MSD Task01."""
     from medimg_utils.brain import experiment
 
     settings = get_settings()
-    chosen = experiment.get_experiment(size or settings.size, epochs=epochs)
     logs = experiment.train(
         data,
         out,
-        chosen,
+        experiment.get_experiment(size or settings.size, epochs=epochs),
         fold=fold,
         seed=settings.seed if seed is None else seed,
         resume=resume,
-        workers=workers,
         cache=cache,
+        workers=workers,
         progress=not quiet,
     )
     for stage, rows in logs.items():
@@ -329,10 +317,7 @@ def evaluate_brain(
     run: Run,
     out: Numbers,
     fold: Fold = None,
-    truth: Annotated[
-        Path | None,
-        typer.Option(help="simulation-truth.csv, for subgroups of simulated data."),
-    ] = None,
+    truth: Truth = None,
     mode: Mode = None,
     quiet: Quiet = False,
 ) -> None:

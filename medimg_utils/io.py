@@ -270,8 +270,9 @@ def apply_window(
 def _spacing(header: pydicom.Dataset) -> tuple[tuple[float, float] | None, str | None]:
     """(row, column) spacing in mm and the tag it comes from.
 
-    `PixelSpacing` is calibrated to the patient. `ImagerPixelSpacing` is measured at the
-    detector, where the shadow is some 5 to 15 % larger than the patient.
+    `ImagerPixelSpacing` is measured at the detector, where the shadow is some 5 to 15 %
+    larger than the patient. `PixelSpacing` may be calibrated to the patient (then
+    `PixelSpacingCalibrationType` should say so), or repeat the detector's.
     """
     for tag in ("PixelSpacing", "ImagerPixelSpacing"):
         try:

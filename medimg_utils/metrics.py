@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
-from scipy.stats import norm, rankdata
+from scipy.stats import binomtest, norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -38,6 +38,21 @@ class Threshold(NamedTuple):
     threshold: float
     sensitivity: float
     specificity: float
+
+
+def proportion(hits: int, n: int, level: float = 0.95) -> Interval:
+    """Share of `n` independent patients, with Wilson's interval; NaN for nobody.
+
+    >>> share = proportion(9, 10)
+    >>> share.value, round(share.low, 3), round(share.high, 3)
+    (0.9, 0.596, 0.982)
+    """
+    if not 0 <= hits <= n:
+        raise InputError(f"{hits} of {n} is no share of patients.")
+    if n == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    ends = binomtest(int(hits), int(n)).proportion_ci(level, method="wilson")
+    return Interval(hits / n, float(ends.low), float(ends.high))
 
 
 # ---------------------------------------------------------------------------- detection

@@ -7,7 +7,9 @@ of them recognises the other, so a split by image measures memory instead of ski
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,10 +22,28 @@ class LeakError(InputError):
     """A patient is in the training set and in the test set."""
 
 
+class _OfPatient(Protocol):
+    @property
+    def patient(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=_OfPatient)
+
+
+class Split(NamedTuple, Generic[Item]):
+    """Three sets of images that share no patient."""
+
+    train: list[Item]
+    validation: list[Item]
+    test: list[Item]
+
+
 def patient_folds(
     patients: Sequence[str], labels: ArrayLike, n_folds: int = 5, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Give each image a fold; patients stay whole, positives are spread evenly.
+    """Give each image a fold; patients stay whole, classes are spread evenly.
+
+    A class with fewer images than folds is spread as far as it goes.
 
     Args:
         patients: (N,) one identifier per image.
@@ -56,10 +76,15 @@ def patient_folds(
             f"{found} patients cannot fill {n_folds} folds. Use fewer folds or more "
             "data."
         )
+    if np.unique(classes, return_counts=True)[1].max() < n_folds:  # too few to spread
+        classes = np.zeros_like(classes)
     folds = np.full(len(groups), -1, dtype=np.int64)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    for fold, (_, test) in enumerate(splitter.split(groups[:, None], classes, groups)):
-        folds[test] = fold
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        parts = splitter.split(groups[:, None], classes, groups)
+        for fold, (_, test) in enumerate(parts):
+            folds[test] = fold
     return folds
 
 
@@ -88,3 +113,60 @@ def check_no_leak(train_patients: Iterable[str], test_patients: Iterable[str]) -
             f"{who} in the training set and in the test set: {names}. "
             "Split by patient, not by image."
         )
+
+
+def check_fold(fold: int | None, n_folds: int) -> int:
+    """The fold to hold out: the first where none was asked for.
+
+    Raises:
+        InputError: no such fold.
+    """
+    if fold is not None and not 0 <= fold < n_folds:
+        raise InputError(f"fold {fold} was asked for; folds are 0 to {n_folds - 1}.")
+    return fold or 0
+
+
+def hold_out(
+    items: Sequence[Item],
+    label: Callable[[Item], int],
+    *,
+    fold: int | None,
+    n_folds: int,
+    validation_folds: int,
+    seed: int = 0,
+) -> Split[Item]:
+    """Hold one fold out for the test, and some of the other patients for validation.
+
+    Args:
+        items: one an image or case, each with its `patient`.
+        label: the class of an item, to be spread evenly.
+        fold: which fold is the test; the first where None.
+        n_folds: how many folds.
+        validation_folds: one part in so many of the rest is for validation.
+        seed: the order in which patients are dealt out.
+
+    Raises:
+        InputError: no such fold, or too few patients.
+    """
+    held = check_fold(fold, n_folds)
+    rest, test = _part(items, label, n_folds, held, seed)
+    train, validation = _part(rest, label, validation_folds, 0, seed)
+    for first, second in ((train, validation), (train, test), (validation, test)):
+        check_no_leak([a.patient for a in first], [b.patient for b in second])
+    return Split(train, validation, test)
+
+
+def _part(
+    items: Sequence[Item],
+    label: Callable[[Item], int],
+    n_folds: int,
+    held: int,
+    seed: int,
+) -> tuple[list[Item], list[Item]]:
+    patients = [item.patient for item in items]
+    folds = patient_folds(patients, [label(item) for item in items], n_folds, seed)
+    pairs = list(zip(items, folds, strict=True))
+    return (
+        [item for item, k in pairs if k != held],
+        [item for item, k in pairs if k == held],
+    )

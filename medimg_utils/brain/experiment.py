@@ -79,9 +79,10 @@ from medimg_utils.release import DatasetError, describe_release
 from medimg_utils.settings import SIZES
 from medimg_utils.splits import (
     LeakError,
+    Split,
     check_no_leak,
+    hold_out,
     patient_digest,
-    patient_folds,
 )
 from medimg_utils.training import (
     BEST,
@@ -278,48 +279,28 @@ def from_json(values: Mapping[str, Any]) -> Experiment:
 # ------------------------------------------------------------------------------------ split
 
 
-class Split(NamedTuple):
-    """Three sets of cases that share no patient."""
-
-    train: list[Case]
-    validation: list[Case]
-    test: list[Case]
-
-
 def split(
     cases: Sequence[Case],
     experiment: Experiment,
     fold: int | None = None,
     seed: int = 0,
-) -> Split:
+) -> Split[Case]:
     """Hold one fold out for the test, and some of the other patients for validation.
 
-    Grades are spread evenly where they are known and not too rare. Without a fold there is a single
+    Grades are spread evenly where they are known. Without a fold there is a single
     hold-out: the first of the folds.
 
     Raises:
         InputError: no such fold, or too few patients.
     """
-    if fold is not None and not 0 <= fold < experiment.folds:
-        raise InputError(
-            f"fold {fold} was asked for; folds are 0 to {experiment.folds - 1}."
-        )
-    outer = _folds(cases, experiment.folds, seed)
-    test = [case for case, k in zip(cases, outer, strict=True) if k == (fold or 0)]
-    rest = [case for case, k in zip(cases, outer, strict=True) if k != (fold or 0)]
-    inner = _folds(rest, experiment.validation_folds, seed)
-    validation = [case for case, k in zip(rest, inner, strict=True) if k == 0]
-    train = [case for case, k in zip(rest, inner, strict=True) if k != 0]
-    for first, second in ((train, validation), (train, test), (validation, test)):
-        check_no_leak([c.patient for c in first], [c.patient for c in second])
-    return Split(train, validation, test)
-
-
-def _folds(cases: Sequence[Case], n_folds: int, seed: int) -> NDArray[np.int64]:
-    grades = [int(case.grade == "LGG") for case in cases]
-    if min(sum(grades), len(grades) - sum(grades)) < n_folds:  # too few to spread
-        grades = [0] * len(grades)
-    return patient_folds([case.patient for case in cases], grades, n_folds, seed)
+    return hold_out(
+        cases,
+        lambda case: int(case.grade == "LGG"),
+        fold=fold,
+        n_folds=experiment.folds,
+        validation_folds=experiment.validation_folds,
+        seed=seed,
+    )
 
 
 # ------------------------------------------------------------------------------------ train

@@ -75,7 +75,7 @@ from medimg_utils.knee.models import (
 from medimg_utils.knee.preprocess import Augment, middle, prepare
 from medimg_utils.knee.standardise import StandardiseError, Standardiser
 from medimg_utils.release import describe_release
-from medimg_utils.splits import LeakError, patient_folds
+from medimg_utils.splits import LeakError, check_fold, patient_folds
 from medimg_utils.training import (
     BEST,
     Batch,
@@ -244,19 +244,11 @@ def split(
                 "its own. Leave --fold away."
             )
         return Split(exams, read_release(data, "tune", allow_missing=allow_missing))
-    if fold is not None and not 0 <= fold < experiment.folds:
-        raise InputError(
-            f"fold {fold} was asked for; folds are 0 to {experiment.folds - 1}."
-        )
+    held = check_fold(fold, experiment.folds)
     classes = ["".join(str(exam.labels[name]) for name in DIAGNOSES) for exam in exams]
-    rare = {name for name in classes if classes.count(name) < experiment.folds}
     folds = patient_folds(
-        [exam.exam_id for exam in exams],
-        ["rare" if name in rare else name for name in classes],
-        experiment.folds,
-        seed,
+        [exam.exam_id for exam in exams], classes, experiment.folds, seed
     )
-    held = fold or 0
     return Split(
         [exam for exam, k in zip(exams, folds, strict=True) if k != held],
         [exam for exam, k in zip(exams, folds, strict=True) if k == held],

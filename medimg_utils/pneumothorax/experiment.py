@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from medimg_utils import metrics, pretrained, results
-from medimg_utils.errors import InputError
 from medimg_utils.experiments import choose, device_name, setting
 from medimg_utils.io import (
     Image2D,
@@ -58,9 +57,10 @@ from medimg_utils.pneumothorax.preprocess import (
 from medimg_utils.release import describe_release
 from medimg_utils.splits import (
     LeakError,
+    Split,
     check_no_leak,
+    hold_out,
     patient_digest,
-    patient_folds,
 )
 from medimg_utils.training import BEST, Batch, fit, load_tensors, stable_seed
 
@@ -185,20 +185,12 @@ def from_json(values: dict[str, Any]) -> Experiment:
 # -------------------------------------------------------------------------------- split
 
 
-class Split(NamedTuple):
-    """Three sets of radiographs that share no patient."""
-
-    train: list[Record]
-    validation: list[Record]
-    test: list[Record]
-
-
 def split(
     records: Sequence[Record],
     experiment: Experiment,
     fold: int | None = None,
     seed: int = 0,
-) -> Split:
+) -> Split[Record]:
     """Hold one fold out for the test, and some of the other patients for validation.
 
     Without a fold there is a single hold-out: the first of the folds.
@@ -206,28 +198,14 @@ def split(
     Raises:
         InputError: no such fold, or too few patients.
     """
-    if fold is not None and not 0 <= fold < experiment.folds:
-        raise InputError(
-            f"fold {fold} was asked for; folds are 0 to {experiment.folds - 1}."
-        )
-    folds = _folds(records, experiment.folds, seed)
-    test = [
-        record for record, k in zip(records, folds, strict=True) if k == (fold or 0)
-    ]
-    rest = [
-        record for record, k in zip(records, folds, strict=True) if k != (fold or 0)
-    ]
-    inner = _folds(rest, experiment.validation_folds, seed)
-    validation = [record for record, k in zip(rest, inner, strict=True) if k == 0]
-    train = [record for record, k in zip(rest, inner, strict=True) if k != 0]
-    for first, second in ((train, validation), (train, test), (validation, test)):
-        check_no_leak([r.patient for r in first], [r.patient for r in second])
-    return Split(train, validation, test)
-
-
-def _folds(records: Sequence[Record], n_folds: int, seed: int) -> NDArray[np.int64]:
-    patients = [record.patient for record in records]
-    return patient_folds(patients, [record.label for record in records], n_folds, seed)
+    return hold_out(
+        records,
+        lambda record: record.label,
+        fold=fold,
+        n_folds=experiment.folds,
+        validation_folds=experiment.validation_folds,
+        seed=seed,
+    )
 
 
 # -------------------------------------------------------------------------------- train

@@ -11,9 +11,11 @@ from medimg_utils.viewers.mask_overlay import MaskOverlayViewer
 from medimg_utils.viewers.planes import PlanesViewer
 from medimg_utils.viewers.prevalence_explorer import PrevalenceExplorer
 from medimg_utils.viewers.series import SeriesViewer
+from medimg_utils.viewers.study_explorer import StudyExplorer
 from medimg_utils.viewers.surface import SurfaceViewer
 from medimg_utils.viewers.threshold_explorer import ThresholdExplorer
 from medimg_utils.viewers.window_explorer import WindowExplorer
+from medimg_utils.viewers.worklist_explorer import WorklistExplorer
 
 __all__ = [
     "DescentExplorer",
@@ -23,7 +25,9 @@ __all__ = [
     "PlanesViewer",
     "PrevalenceExplorer",
     "SeriesViewer",
+    "StudyExplorer",
     "SurfaceViewer",
     "ThresholdExplorer",
     "WindowExplorer",
+    "WorklistExplorer",
 ]

@@ -160,6 +160,23 @@ function oncePerFrame(draw) {
   };
 }
 
+/** A pattern of stripes to fill with, so that colour is never alone. */
+function stripes(context, colour) {
+  const tile = makeCanvas(8, 8);
+  const pen = tile.getContext("2d");
+  pen.fillStyle = "#fff";
+  pen.fillRect(0, 0, 8, 8);
+  pen.strokeStyle = colour;
+  pen.lineWidth = 3;
+  for (const shift of [-8, 0, 8]) {
+    pen.beginPath();
+    pen.moveTo(shift - 2, 10);
+    pen.lineTo(shift + 10, -2);
+    pen.stroke();
+  }
+  return context.createPattern(tile, "repeat");
+}
+
 /** A line that says how a viewer is used. */
 function hint(text) {
   return element("p", { class: "medimg-hint", text });

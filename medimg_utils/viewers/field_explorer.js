@@ -158,7 +158,7 @@ async function render({ model, el }) {
           "ul",
           { class: "medimg-legend" },
           element("li", { text: "Boxes: all that can change the output, for each layer; bold: the chosen one" }),
-          element("li", { text: "Colour: how much it does change the output, measured; each third of the range is a factor of ten" }),
+          element("li", { text: "Colour: how much it does change the output, measured for the nearest place of a coarse grid; each third of the range is a factor of ten" }),
           element("li", { text: "Dot: the place of the output" }),
         ),
       ),

@@ -13,23 +13,6 @@ function histogram(scores, labels, wanted, bins) {
   return shares;
 }
 
-/** Stripes, so that colour is never alone. */
-function stripes(context, colour) {
-  const tile = makeCanvas(8, 8);
-  const pen = tile.getContext("2d");
-  pen.fillStyle = "#fff";
-  pen.fillRect(0, 0, 8, 8);
-  pen.strokeStyle = colour;
-  pen.lineWidth = 3;
-  for (const shift of [-8, 0, 8]) {
-    pen.beginPath();
-    pen.moveTo(shift - 2, 10);
-    pen.lineTo(shift + 10, -2);
-    pen.stroke();
-  }
-  return context.createPattern(tile, "repeat");
-}
-
 function drawScores(canvas, above, below, threshold) {
   const context = canvas.getContext("2d");
   const [left, right, top, bottom] = [44, 12, 14, 46];

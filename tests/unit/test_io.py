@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from pydicom.pixels import apply_windowing
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import (
@@ -194,6 +196,19 @@ def test_linear_window_of_the_standard():
     np.testing.assert_allclose(apply_window([5.0], 5, 10, function="SIGMOID"), [0.5])
     with pytest.raises(InputError, match="width"):
         apply_window([0], 0, 0)
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_windows_are_those_of_pydicom(function):
+    values = np.arange(4096, dtype=np.uint16)
+    header = pydicom.Dataset()
+    header.PhotometricInterpretation, header.BitsStored = "MONOCHROME2", 12
+    header.PixelRepresentation = 0
+    header.WindowCenter, header.WindowWidth = 1040, 401
+    header.VOILUTFunction = function
+    theirs = apply_windowing(values, header) / 4095
+    ours = apply_window(values, 1040, 401, function=function)
+    np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
 # ---------------------------------------------------------------------- run-length masks

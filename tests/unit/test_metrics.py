@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.metrics import DiceMetric, compute_hausdorff_distance
 from scipy.spatial.distance import cdist
+from scipy.stats import bootstrap as scipy_bootstrap
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_auc_score, roc_curve
 
@@ -92,6 +93,18 @@ def test_clusters_widen_the_interval():
     clustered = metrics.auc_bootstrap(labels, scores, patients, draws=400)
     assert clustered.value == single.value
     assert clustered.high - clustered.low > 1.5 * (single.high - single.low)
+
+
+def test_bootstrap_without_clusters_is_scipys():
+    values = np.random.default_rng(0).exponential(size=80)
+    ours = metrics.bootstrap(
+        lambda index: np.median(values[index]), np.arange(80), draws=4000
+    )
+    theirs = scipy_bootstrap(
+        (values,), np.median, n_resamples=4000, method="percentile", rng=1
+    ).confidence_interval
+    assert ours.low == pytest.approx(theirs.low, abs=0.03)
+    assert ours.high == pytest.approx(theirs.high, abs=0.03)
 
 
 def test_bootstrap_leaves_undefined_draws_out_and_repeats():

@@ -54,3 +54,10 @@ def test_shipped_networks_are_small_and_have_settings():
 def test_an_unknown_network_names_the_known_ones():
     with pytest.raises(InputError, match="no network 'absent'"):
         pretrained.find("absent")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in results.names() if name.endswith("-needs")]
+)
+def test_no_chapter_is_long_at_the_tiny_size(name):
+    assert results.load(name)["sizes"]["tiny"]["minutes"] <= 1.5

@@ -1,10 +1,12 @@
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg_utils.errors import InputError
-from medimg_utils.splits import LeakError, check_no_leak, patient_folds
+from medimg_utils.splits import LeakError, check_no_leak, hold_out, patient_folds
 
 
 @given(
@@ -66,3 +68,48 @@ def test_what_cannot_be_split_is_refused():
         patient_folds(["a", "b"], [0, 1])
     with pytest.raises(InputError, match="do not match"):
         patient_folds(["a", "b"], [0])
+
+
+class Image(NamedTuple):
+    patient: str
+    label: int
+
+
+@given(st.integers(0, 3), st.integers(0, 5))
+def test_three_sets_share_no_patient_and_lose_no_image(fold, seed):
+    images = [Image(f"P{k // 2}", int(k % 8 < 2)) for k in range(96)]
+    parts = hold_out(
+        images,
+        lambda image: image.label,
+        fold=fold,
+        n_folds=4,
+        validation_folds=3,
+        seed=seed,
+    )
+    people = [{image.patient for image in part} for part in parts]
+    assert sum(map(len, people)) == len(set.union(*people)) == 48
+    assert sum(map(len, parts)) == 96
+    assert [round(np.mean([i.label for i in part]), 2) for part in parts] == [0.25] * 3
+
+
+def test_every_patient_is_tested_once():
+    images = [Image(f"P{k}", k % 2) for k in range(20)]
+
+    def tested(fold):
+        options = {"fold": fold, "n_folds": 5, "validation_folds": 4}
+        return hold_out(images, lambda image: image.label, **options).test
+
+    assert sorted(image for k in range(5) for image in tested(k)) == sorted(images)
+    assert tested(None) == tested(0)
+    with pytest.raises(InputError, match="fold 5 was asked for; folds are 0 to 4"):
+        tested(5)
+
+
+def test_classes_rarer_than_folds_are_spread_as_far_as_they_go(recwarn):
+    patients = [f"P{k}" for k in range(9)]
+    assert sorted(patient_folds(patients, [0] * 4 + [1] * 5, n_folds=9)) == list(
+        range(9)
+    )
+    rare = patient_folds(patients, [1] * 2 + [0] * 7, n_folds=3)
+    assert rare[0] != rare[1]
+    assert not recwarn.list

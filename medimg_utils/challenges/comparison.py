@@ -1,0 +1,257 @@
+"""What scores of repeated trainings say about the difference between two designs.
+
+A table of scores has a row for each seed and a column for each patient. Both are drawn:
+other seeds would have been possible, and other patients will come. Radiologists know the
+problem as *multi-reader, multi-case*: a study of readers must hold for readers and
+patients that were not in it (Dorfman, Berbaum and Metz 1992). Here the readers are seeds.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import quad
+from scipy.stats import norm, t
+
+from medimg_utils.errors import InputError
+from medimg_utils.metrics import Interval
+
+
+class Components(NamedTuple):
+    r"""Variances of a table $d_{sp} = \delta + a_s + b_p + e_{sp}$.
+
+    Attributes:
+        seed: of $a_s$, what a seed does to all patients.
+        patient: of $b_p$, what a patient does with all seeds.
+        rest: of $e_{sp}$, what remains for this seed in this patient.
+    """
+
+    seed: float
+    patient: float
+    rest: float
+
+    def standard_error(self, seeds: int, patients: int) -> float:
+        r"""Of the mean over so many seeds and patients.
+
+        $$\sqrt{\frac{\sigma_a^2}{S} + \frac{\sigma_b^2}{P} + \frac{\sigma_e^2}{SP}}$$
+
+        >>> Components(seed=0.04, patient=0.09, rest=0).standard_error(4, 1)
+        0.31622776601683794
+        """
+        if seeds < 1 or patients < 1:
+            raise InputError(
+                f"{seeds} seeds and {patients} patients: at least one of each is needed."
+            )
+        return float(
+            np.sqrt(
+                self.seed / seeds
+                + self.patient / patients
+                + self.rest / (seeds * patients)
+            )
+        )
+
+
+def _table(values: ArrayLike) -> NDArray[np.float64]:
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or min(table.shape) < 2:
+        raise InputError(
+            f"the table has the shape {table.shape}, but at least two seeds (rows) and "
+            "two patients (columns) are needed to tell their variances apart."
+        )
+    if not np.isfinite(table).all():
+        raise InputError("the table holds numbers that are not finite.")
+    return table
+
+
+def _mean_squares(table: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Of seeds, of patients and of what is left, in a two-way analysis of variance."""
+    seeds, patients = table.shape
+    rows, columns = table.mean(axis=1), table.mean(axis=0)
+    rest = table - rows[:, None] - columns + table.mean()
+    return (
+        float(patients * rows.var(ddof=1)),
+        float(seeds * columns.var(ddof=1)),
+        float((rest**2).sum() / ((seeds - 1) * (patients - 1))),
+    )
+
+
+def components(values: ArrayLike) -> Components:
+    """Variances by seed, by patient, and what is left; none below 0.
+
+    Each mean square of a two-way analysis of variance has an expectation that is a sum of
+    these variances; the sums are solved for them.
+
+    Args:
+        values: (S, P) scores, or differences of scores.
+
+    Raises:
+        InputError: fewer than two seeds or patients, or numbers that are not finite.
+
+    >>> components([[0.0, 2.0], [4.0, 6.0]])
+    Components(seed=8.0, patient=2.0, rest=0.0)
+    """
+    table = _table(values)
+    seeds, patients = table.shape
+    by_seed, by_patient, rest = _mean_squares(table)
+    return Components(
+        seed=max((by_seed - rest) / patients, 0.0),
+        patient=max((by_patient - rest) / seeds, 0.0),
+        rest=rest,
+    )
+
+
+def interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Mean of a table, with an interval that holds for other seeds and other patients.
+
+    The mean plus and minus a quantile of Student's t times the standard error of the
+    `components`. Its degrees of freedom are Satterthwaite's: few, where the few seeds
+    decide.
+
+    Args:
+        values: (S, P) scores, or differences between two designs that had the same seeds
+            and patients.
+        level: of confidence.
+    """
+    table = _table(values)
+    seeds, patients = table.shape
+    by_seed, by_patient, rest = _mean_squares(table)
+    error = components(table).standard_error(seeds, patients)
+    value = float(table.mean())
+    freedom = (
+        by_seed**2 / (seeds - 1)
+        + by_patient**2 / (patients - 1)
+        + rest**2 / ((seeds - 1) * (patients - 1))
+    )
+    if not freedom:  # all numbers are equal
+        return Interval(value, value, value)
+    freedom = max((error**2 * seeds * patients) ** 2 / freedom, 1.0)
+    half = float(t.ppf(0.5 + level / 2, freedom)) * error
+    return Interval(value, value - half, value + half)
+
+
+def replay(
+    values: ArrayLike,
+    seeds: int,
+    patients: int,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Means of studies that had other seeds and other patients: (draws,).
+
+    Rows and columns are drawn with replacement, each by itself: the *pigeonhole
+    bootstrap* (Owen 2007).
+
+    Args:
+        values: (S, P) scores or differences.
+        seeds: of each replayed study.
+        patients: of each replayed study.
+        draws: how many studies.
+        seed: of the drawing.
+    """
+    table = _table(values)
+    random = np.random.default_rng(seed)
+    rows = random.multinomial(seeds, [1 / table.shape[0]] * table.shape[0], size=draws)
+    columns = random.multinomial(
+        patients, [1 / table.shape[1]] * table.shape[1], size=draws
+    )
+    return np.einsum("ds,sp,dp->d", rows, table, columns) / (seeds * patients)
+
+
+def wrong_choice(difference: float, error: float) -> float:
+    r"""How often the worse of two designs looks better: $\Phi(-|\delta| / \sigma)$.
+
+    >>> wrong_choice(0.0, 0.1), round(wrong_choice(0.0196, 0.01), 3)
+    (0.5, 0.025)
+    """
+    if error == 0:
+        return 0.5 if difference == 0 else 0.0
+    return float(norm.cdf(-abs(difference) / error))
+
+
+def seeds_needed(
+    variances: Components, difference: float, patients: int, *, power: float = 0.8
+) -> int | None:
+    """Seeds of each design until a true difference is found in 80 % of all studies.
+
+    Found means that the 95 % interval lies on the right side of 0.
+
+    Args:
+        variances: of the differences.
+        difference: that matters, and would be a pity to miss.
+        patients: of the test set.
+        power: share of the studies that should find it.
+
+    Returns:
+        None where no number of seeds suffices, because the patients are too few.
+
+    >>> seeds_needed(Components(seed=0.01, patient=0, rest=0), 0.1, patients=50)
+    8
+    """
+    largest = abs(difference) / (norm.ppf(0.975) + norm.ppf(power))
+    left = largest**2 - variances.patient / patients
+    if left <= 0:
+        return None
+    return max(1, int(np.ceil((variances.seed + variances.rest / patients) / left)))
+
+
+class Winner(NamedTuple):
+    """What is told of the best of several, and what is true.
+
+    Attributes:
+        told: mean score on the patients who chose it.
+        fresh: mean score of the same network on the others.
+    """
+
+    told: float
+    fresh: float
+
+
+def choose_the_best(
+    scores: ArrayLike, patients: int, *, draws: int = 1000, seed: int = 0
+) -> Winner:
+    """Pick the best of several networks on a few patients, look at it on the others.
+
+    Args:
+        scores: (K, P) of K networks on P patients.
+        patients: who choose, fewer than P; drawn anew each time.
+        draws: how often this is done; the answer is the mean.
+        seed: of the drawing.
+
+    Raises:
+        InputError: nobody chooses, or nobody is left.
+    """
+    table = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    total = table.shape[1]
+    if not 1 <= patients < total:
+        raise InputError(
+            f"{patients} of {total} patients were to choose; give 1 to {total - 1}."
+        )
+    random = np.random.default_rng(seed)
+    found = np.empty((draws, 2))
+    for draw in found:
+        order = random.permutation(total)
+        few, others = order[:patients], order[patients:]
+        means = table[:, few].mean(axis=1)
+        best = int(means.argmax())
+        draw[:] = means[best], table[best, others].mean()
+    told, fresh = found.mean(axis=0)
+    return Winner(float(told), float(fresh))
+
+
+def expected_maximum(count: int) -> float:
+    r"""Mean of the largest of so many independent standard normal numbers.
+
+    $$k \int x\,\varphi(x)\,\Phi(x)^{k-1}\,\mathrm{d}x$$
+
+    >>> [round(expected_maximum(k), 3) for k in (1, 2, 3)]
+    [0.0, 0.564, 0.846]
+    """
+    if count < 1:
+        raise InputError(f"the largest of {count} numbers is not defined.")
+    value, _ = quad(
+        lambda x: count * x * norm.pdf(x) * norm.cdf(x) ** (count - 1), -9, 9
+    )
+    return float(value)

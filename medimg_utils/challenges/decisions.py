@@ -1,0 +1,182 @@
+"""From a score to a decision: operating points, prevalence, net benefit, rule-out.
+
+A threshold is neither right nor wrong: it fits a purpose. Net benefit puts the price of
+a false alarm, in units of patients found, into one number (Vickers and Elkin 2006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medimg_utils import metrics
+from medimg_utils.errors import InputError
+from medimg_utils.metrics import Interval, Threshold
+
+
+def _inside(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Numbers that lie between 0 and 1, both left out."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if not ((numbers > 0) & (numbers < 1)).all():
+        raise InputError(f"{name} is {numbers}, but must lie between 0 and 1.")
+    return numbers
+
+
+def shift_prevalence(
+    probabilities: ArrayLike, learned: float, wanted: float
+) -> NDArray[np.float64]:
+    r"""Carry probabilities to a clinic in which the disease is rarer or more frequent.
+
+    If the ill and the well look alike in both places, the odds change by one factor:
+
+    $$\frac{p'}{1 - p'} = \frac{p}{1 - p} \cdot
+    \frac{\pi' / (1 - \pi')}{\pi / (1 - \pi)}$$
+
+    Args:
+        probabilities: (N,) in [0, 1], calibrated at the prevalence `learned`.
+        learned: prevalence at which they are right.
+        wanted: prevalence of the clinic.
+
+    >>> shift_prevalence([0.5], learned=0.5, wanted=0.2).tolist()
+    [0.2]
+    """
+    before, after = _inside("learned", learned), _inside("wanted", wanted)
+    p = np.asarray(probabilities, dtype=np.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise InputError("probabilities must lie in [0, 1].")
+    factor = after / (1 - after) * (1 - before) / before
+    return p * factor / (p * factor + 1 - p)
+
+
+def net_benefit(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    thresholds: ArrayLike,
+    prevalence: float | None = None,
+) -> NDArray[np.float64]:
+    r"""Net benefit per patient of acting on those who reach a threshold probability.
+
+    Whoever acts from the probability $p_t$ on says what a false alarm costs: one
+    patient found is worth $(1 - p_t) / p_t$ of them. With prevalence $\pi$
+
+    $$\mathrm{NB}(p_t) = \text{sens} \cdot \pi
+    - (1 - \text{spec}) (1 - \pi) \frac{p_t}{1 - p_t}$$
+
+    Without `prevalence` it is that of the labels, and the formula is the usual one,
+    $\frac{TP}{n} - \frac{FP}{n} \frac{p_t}{1 - p_t}$ (Vickers and Elkin 2006,
+    doi:10.1177/0272989X06295361).
+
+    Args:
+        labels: (N,) 0 or 1, at least one of each.
+        probabilities: (N,) calibrated at that prevalence.
+        thresholds: (T,) between 0 and 1.
+        prevalence: of the clinic.
+
+    Returns:
+        (T,): 0 is acting on nobody, $\pi$ is finding everyone without a false alarm.
+
+    >>> net_benefit([1, 1, 0, 0], [0.9, 0.3, 0.6, 0.1], [0.5]).tolist()
+    [0.0]
+    """
+    wanted = np.atleast_1d(_inside("a threshold", thresholds))
+    share = float(np.asarray(labels).mean()) if prevalence is None else prevalence
+    ill = float(_inside("prevalence", share))
+    points = [metrics.at_threshold(labels, probabilities, float(t)) for t in wanted]
+    found = np.array([point.sensitivity for point in points])
+    alarms = 1 - np.array([point.specificity for point in points])
+    return found * ill - alarms * (1 - ill) * wanted / (1 - wanted)
+
+
+def net_benefit_of_all(thresholds: ArrayLike, prevalence: float) -> NDArray[np.float64]:
+    """(T,) net benefit of acting on everybody: what a test must beat, beside 0.
+
+    >>> net_benefit_of_all([0.5], prevalence=0.2).round(9).tolist()
+    [-0.6]
+    """
+    wanted = np.atleast_1d(_inside("a threshold", thresholds))
+    ill = float(_inside("prevalence", prevalence))
+    return ill - (1 - ill) * wanted / (1 - wanted)
+
+
+def threshold_for_sensitivity(
+    labels: ArrayLike, scores: ArrayLike, sensitivity: float = 0.95
+) -> Threshold:
+    """The best specificity among thresholds that keep at least this sensitivity.
+
+    Scores of the threshold and above count as positive. The threshold for a specificity
+    is `metrics.sensitivity_at_specificity`.
+
+    >>> threshold_for_sensitivity([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], 1.0)
+    Threshold(threshold=0.35, sensitivity=1.0, specificity=0.5)
+    """
+    thresholds, found, spared = metrics.roc_points(labels, scores)
+    if np.isnan(found).any() or np.isnan(spared).any():
+        raise InputError("labels are all alike, but both classes are needed.")
+    first = int(np.argmax(found >= sensitivity - 1e-12))
+    return Threshold(
+        float(thresholds[first]), float(found[first]), float(spared[first])
+    )
+
+
+class RuleOut(NamedTuple):
+    """What happens if nobody looks at exams below a threshold.
+
+    Attributes:
+        skipped: share of the well whose exam nobody reads.
+        missed: share of the ill whose exam nobody reads.
+        well: how many exams are well and skipped, and how many are well.
+        ill: how many exams are ill and skipped, and how many are ill.
+    """
+
+    skipped: Interval
+    missed: Interval
+    well: tuple[int, int]
+    ill: tuple[int, int]
+
+
+def rule_out(labels: ArrayLike, scores: ArrayLike, threshold: float) -> RuleOut:
+    """Count what a rule-out threshold spares and misses, with Wilson's intervals.
+
+    The exams must be of different patients.
+
+    >>> rule_out([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], 0.38).well
+    (1, 2)
+    """
+    truth, values = np.asarray(labels) == 1, np.asarray(scores, dtype=np.float64)
+    below = values < threshold
+    well = int((below & ~truth).sum()), int((~truth).sum())
+    ill = int((below & truth).sum()), int(truth.sum())
+    return RuleOut(metrics.proportion(*well), metrics.proportion(*ill), well, ill)
+
+
+def interval_curve(
+    curve: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    patients: ArrayLike,
+    *,
+    draws: int = 200,
+    seed: int = 0,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """95 % bootstrap band of a whole curve, drawing patients with replacement.
+
+    Args:
+        curve: takes indices into the test set (with repeats), returns (T,) numbers.
+        patients: (N,) identifier of each exam's patient.
+        draws: how many resampled test sets; those with NaN are left out.
+        seed: of the resampling.
+
+    Returns:
+        (T,) lower and upper ends, each point by itself.
+    """
+    rows: list[NDArray[np.float64]] = []
+
+    def keep(index: NDArray[np.int64]) -> float:
+        rows.append(curve(index))
+        return 0.0
+
+    metrics.bootstrap(keep, patients, draws=draws, seed=seed)
+    drawn = np.array(rows[1:])  # the first is the test set itself
+    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+    return low, high

@@ -1,0 +1,383 @@
+"""The run behind the chapter on the black box: train, break, explain, measure, store.
+
+:func:`run_black_box` is the only writer of the small networks and of the result
+``challenges-black-box``.  Networks that are there already are not trained again, so it can
+be stopped and called anew.  The films are those of the lab run of the first use case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from medimg_utils import metrics, pretrained, results
+from medimg_utils.challenges import attribution, shift, uncertainty
+from medimg_utils.challenges.classifier import (
+    COLLECTIONS,
+    SHIPPED,
+    FilmNet,
+    Recipe,
+    as_tensor,
+    collect,
+    features_of,
+    logits_of,
+    shuffled_labels,
+    train_classifier,
+)
+from medimg_utils.challenges.films import SIDE, Films, read_films
+from medimg_utils.io import write_json_atomic
+from medimg_utils.pneumothorax import experiment
+from medimg_utils.pneumothorax.dataset import Radiographs, read_release
+from medimg_utils.pneumothorax.models import image_logits
+from medimg_utils.pneumothorax.preprocess import to_network
+from medimg_utils.pneumothorax.simulate import (
+    LAB_TESTS,
+    ensure_release,
+    simulate_release,
+)
+from medimg_utils.release import describe_release
+from medimg_utils.settings import get_settings
+from medimg_utils.simulation import remove_older
+from medimg_utils.splits import check_no_leak, patient_digest, patient_folds
+from medimg_utils.training import BEST
+
+NAME = "challenges-black-box"
+SEEDS = range(5)
+#: What all start from, as one starts from a network that was trained for another task: it
+#: has learned to outline the air, in films whose drains tell nothing.
+TRUNK = Recipe("balanced", side_task=2.0, epochs=120, learning_rate=3e-3)
+RECIPES = {
+    "shortcut": Recipe("shortcut"),
+    "reweighted": Recipe("shortcut", reweighted=True),
+    "balanced": Recipe("balanced"),
+}
+#: The test release of a CT that no network has learned from.
+OTHER_SITE = "unseen-anatomy"
+#: There is nothing to learn from shuffled labels, so it takes longer to learn it by heart.
+RANDOM_LABELS = Recipe("balanced", random_labels=True, epochs=30, learning_rate=3e-3)
+#: Layer of Grad-CAM, and what is forgotten first in the cascade, from the answer down.
+LAYER = "blocks.4"
+CASCADE = ("head", "blocks.4", "blocks.3", "blocks.1", "blocks.0")
+#: Share of the film below which a pneumothorax is a hair at this size, and left out.
+SMALLEST = 0.005
+#: Films on which the dear measurements are made, at most.
+EXPLAINED, CHECKED, OUTLINED = 60, 24, 30
+DRAWS = 20
+
+
+def run_black_box(runs: Path, *, progress: bool = True) -> dict[str, Any]:
+    """Read the films, train the small networks, measure, and store numbers and networks.
+
+    Args:
+        runs: folder that holds (or will hold) one run a network.
+        progress: show bars.
+
+    Returns:
+        The stored result.
+    """
+    data = get_settings().data
+    release = ensure_release("lab")
+    site = data / f"pneumothorax-lab-{OTHER_SITE}"
+    remove_older(site, asdict(LAB_TESTS[OTHER_SITE]))
+    simulate_release(site, LAB_TESTS[OTHER_SITE], data_dir=data, progress=progress)
+    films = split_films(read_films(release, twins=True, smallest=SMALLEST))
+    films["site"] = read_films(site, smallest=SMALLEST)
+    return measure_black_box(
+        films,
+        runs,
+        sources={"films": describe_release(release), "site": describe_release(site)},
+        progress=progress,
+    )
+
+
+def split_films(films: Films) -> dict[str, Films]:
+    """Two thirds of the patients to learn from, one third to measure on."""
+    test = patient_folds(films.patients.tolist(), films.labels, n_folds=3) == 0
+    parts = {"train": films.part(~test), "test": films.part(test)}
+    check_no_leak(parts["train"].patients, parts["test"].patients)
+    return parts
+
+
+def measure_black_box(
+    films: Mapping[str, Films],
+    runs: Path,
+    *,
+    sources: Mapping[str, Any],
+    progress: bool = True,
+) -> dict[str, Any]:
+    """All of :func:`run_black_box` after the films have been read.
+
+    Args:
+        films: `train`, `test`, and `site` (which may be missing).
+        runs: see there.
+        sources: what the films are, for the record.
+        progress: show bars.
+    """
+    started = time.perf_counter()
+    train, test = films["train"], films["test"]
+    trunk = train_classifier(train, TRUNK, runs / "trunk", progress=progress)
+    networks = {
+        arm: [
+            train_classifier(
+                train,
+                recipe,
+                runs / f"{arm}-{seed}",
+                start=trunk,
+                seed=seed,
+                progress=progress,
+            )
+            for seed in SEEDS
+        ]
+        for arm, recipe in RECIPES.items()
+    }
+    by_heart = train_classifier(
+        train, RANDOM_LABELS, runs / "random-labels", progress=progress
+    )
+    honest = networks["balanced"]
+    steps: dict[str, Callable[[], Any]] = {
+        "attribution": lambda: _attribution(honest[0], train, test),
+        "drains": lambda: {a: _drains(nets[0], test) for a, nets in networks.items()},
+        "sanity": lambda: _sanity(honest, by_heart, test),
+        "shift": lambda: _shift(honest, films),
+        "dropout": lambda: _dropout(honest[0], test),
+        "lab_network": lambda: _lab_network(progress),
+    }
+    result: dict[str, Any] = {
+        "films": {name: len(found) for name, found in films.items()},
+        "patients": {n: len(np.unique(found.patients)) for n, found in films.items()},
+        "collections": COLLECTIONS,
+        "test": {
+            "labels": test.labels.tolist(),
+            "patients": [patient_digest(name) for name in test.patients],
+            "areas": _short(test.lesions.mean(axis=(1, 2)), 4),
+            "logits": {
+                arm: [_both(network, test) for network in members]
+                for arm, members in networks.items()
+            },
+        },
+        "by_heart": _memorised(by_heart, train, test),
+    }
+    for name, step in tqdm(steps.items(), "measure", disable=not progress):
+        result[name] = step()
+    result["minutes"] = (time.perf_counter() - started) / 60
+    result["about"] = results.provenance(
+        size="lab",
+        data={"simulated": True, "side": SIDE, **sources},
+        device="cpu",
+        seed=SEEDS[0],
+        n={name: len(found) for name, found in films.items()},
+    )
+    facts = runs / f"{SHIPPED}.json"
+    recipes = {
+        arm: asdict(r)
+        for arm, r in {"trunk": TRUNK, **RECIPES, "random": RANDOM_LABELS}.items()
+    }
+    write_json_atomic(facts, {"experiment": recipes, "about": result["about"]})
+    pretrained.store(
+        SHIPPED,
+        {
+            "shortcut": runs / "shortcut-0" / BEST,
+            "balanced": runs / "balanced-0" / BEST,
+            "random-labels": runs / "random-labels" / BEST,
+        },
+        facts,
+    )
+    results.save(NAME, result)
+    return result
+
+
+def _short(values: NDArray[Any], digits: int = 3) -> Any:
+    return np.round(np.asarray(values, np.float64), digits).tolist()
+
+
+def _memorised(by_heart: FilmNet, train: Films, test: Films) -> dict[str, float]:
+    """AUC of the network with shuffled labels: on these labels, and on new films."""
+    collection = collect(train, COLLECTIONS[RANDOM_LABELS.collection], 0)
+    known = logits_of(by_heart, collection.images).numpy()
+    new = logits_of(by_heart, test.images[:, 0]).numpy()
+    return {
+        "shuffled": metrics.auc(shuffled_labels(train), known),
+        "new": metrics.auc(test.labels, new),
+    }
+
+
+def _both(network: nn.Module, films: Films) -> Any:
+    """Logits (N, 2) of each film without and with its drain."""
+    side = films.images.shape[-1]
+    logits = logits_of(network, films.images.reshape(-1, side, side))
+    return _short(logits.numpy().reshape(-1, 2))
+
+
+def _explainers(network: FilmNet) -> dict[str, attribution.Explainer]:
+    return attribution.explainers(network, LAYER)
+
+
+def _maps(
+    network: FilmNet, images: NDArray[np.uint8], names: Sequence[str] | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Maps (B, H, W) of each method for films (B, H, W)."""
+    found = _explainers(network)
+    parts = as_tensor(images).split(16)
+    return {
+        name: np.concatenate([attribution.explain(found[name], part) for part in parts])
+        for name in names or found
+    }
+
+
+def _attribution(network: FilmNet, train: Films, test: Films) -> dict[str, Any]:
+    """Pointing and mass inside the lesion for the films with pneumothorax, no drain."""
+    test = test.part((test.labels == 1) & test.lesions.any(axis=(1, 2)))
+    lesions = test.lesions
+    maps = _maps(network, test.images[:, 0])
+    shape = (lesions.shape[1], lesions.shape[2])
+    maps["centre"] = np.broadcast_to(attribution.centre_map(shape), lesions.shape)
+    maps["usual place"] = np.broadcast_to(usual_place(train), lesions.shape)
+    rows = {
+        name: [attribution.measure(h, m) for h, m in zip(heat, lesions, strict=True)]
+        for name, heat in maps.items()
+    }
+    rows["anywhere"] = [attribution.chance(mask) for mask in lesions]
+    return {
+        "maps": {name: _columns(found) for name, found in rows.items()},
+        "patients": [patient_digest(name) for name in test.patients],
+    }
+
+
+def _columns(rows: list[dict[str, float]]) -> dict[str, Any]:
+    return {key: _short(np.array([row[key] for row in rows])) for key in rows[0]}
+
+
+def usual_place(films: Films) -> NDArray[np.float64]:
+    """How often each place of the film is in a lesion, on both sides alike, (S, S)."""
+    mean = films.lesions[films.labels == 1].mean(axis=0)
+    return np.asarray((mean + mean[:, ::-1]) / 2)
+
+
+def _drains(network: FilmNet, test: Films) -> dict[str, Any]:
+    """Share of each map on the drain, for films with a drain and no pneumothorax."""
+    test = test.part((test.labels == 0) & test.drains.any(axis=(1, 2)))
+    test = test.part(slice(None, EXPLAINED))
+    maps = _maps(network, test.images[:, 1])
+    maps["anywhere"] = np.full(test.drains.shape, 1 / test.drains[0].size)
+    answer: dict[str, Any] = {
+        name: _short(np.where(test.drains, heat, 0).sum(axis=(1, 2)), 4)
+        for name, heat in maps.items()
+    }
+    return {"maps": answer, "patients": [patient_digest(p) for p in test.patients]}
+
+
+def _sanity(
+    honest: Sequence[FilmNet], by_heart: FilmNet, test: Films
+) -> dict[str, Any]:
+    """Similarity of maps with those of networks that have forgotten or never known."""
+    sick = test.part(test.labels == 1).part(slice(None, CHECKED))
+    images = sick.images[:, 0]
+    before = _maps(honest[0], images)
+
+    def against(network: nn.Module) -> dict[str, list[float]]:
+        found = attribution.compare_with(before, _maps(network, images))  # type: ignore[arg-type]
+        return {name: _short(np.array(values)) for name, values in found.items()}
+
+    return {
+        "cascade": list(CASCADE),
+        "forgotten": [
+            against(attribution.randomise(honest[0], CASCADE[: k + 1]))
+            for k in range(len(CASCADE))
+        ],
+        "random labels": against(by_heart),
+        "another seed": against(honest[1]),
+        "patients": [patient_digest(name) for name in sick.patients],
+    }
+
+
+def _shift(honest: Sequence[FilmNet], films: Mapping[str, Films]) -> dict[str, Any]:
+    """Logits of all seeds, and how strange the first finds each film, shift by shift."""
+    train, test = films["train"], films["test"]
+    usual = shift.Familiar.fit(features_of(honest[0], train.images[:, 0]))
+    sets = {"none": (test, test.images[:, 0])}
+    for name, change in shift.SHIFTS.items():
+        sets[name] = (test, change(test.images[:, 0]))
+    if "site" in films:
+        sets["another CT"] = (films["site"], films["site"].images[:, 0])
+    return {
+        name: {
+            "labels": of.labels.tolist(),
+            "patients": [patient_digest(patient) for patient in of.patients],
+            "logits": [_short(logits_of(net, images).numpy(), 2) for net in honest],
+            "distance": _short(usual.distance(features_of(honest[0], images))),
+        }
+        for name, (of, images) in sets.items()
+    }
+
+
+def _dropout(network: FilmNet, test: Films) -> dict[str, Any]:
+    """Probabilities (draws, N) with dropout active, for the films of the test."""
+    images = as_tensor(test.images[:, 0])
+    return {"probabilities": _short(uncertainty.mc_dropout(network, images, DRAWS))}
+
+
+# ------------------------------------------------------------------------ the lab U-Net
+
+
+class ImageScore(nn.Module):
+    """The U-Net as a classifier: (B, 1, H, W) → (B,), the logit of its image score."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return image_logits(self.network(images))
+
+
+def _lab_network(progress: bool) -> dict[str, Any]:
+    """Maps of the shipped U-Net beside its own answer, on the positives of `tiny`."""
+    run = experiment.load_run("lab")
+    release = ensure_release("tiny")
+    known = {name for part in run.facts["patients"].values() for name in part}
+    positives = [record for record in read_release(release) if record.rle][:OUTLINED]
+    check_no_leak(known, [patient_digest(record.patient) for record in positives])
+    squares = Radiographs(positives, size=run.experiment.resize)
+    wrapped = ImageScore(run.network.cpu())
+    deepest = f"network.contract.{len(run.network.contract) - 1}"
+    found = attribution.explainers(wrapped, deepest)
+    found = {name: found[name] for name in ("saliency", "Grad-CAM", "edges")}
+    found["its own map"] = lambda images: run.network(images).sigmoid()[:, 0]
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in found}
+    rows |= {"usual place": [], "centre": [], "anywhere": []}
+    near = run.experiment.resize / SIDE * 2.0  # as many millimetres as on small films
+    for k in tqdm(
+        range(len(squares)), "lab network", disable=not progress, leave=False
+    ):
+        image, mask = (
+            to_network(squares.image(k))[None],
+            squares.mask(k)[0].numpy() > 0.5,
+        )
+        shape = (mask.shape[0], mask.shape[1])
+        prior = F.interpolate(run.prior[None, None], shape, mode="bilinear")[0, 0]
+        for name, one in found.items():
+            with torch.set_grad_enabled(name != "its own map"):
+                heat = attribution.explain(one, image, smooth=near)[0]
+            rows[name].append(attribution.measure(heat, mask, near))
+        for name, heat in (
+            ("usual place", prior.double().clamp(min=0).numpy()),
+            ("centre", attribution.centre_map(shape)),
+        ):
+            rows[name].append(attribution.measure(heat, mask, near))
+        rows["anywhere"].append(attribution.chance(mask, near))
+    return {
+        "maps": {name: _columns(measured) for name, measured in rows.items()},
+        "patients": [patient_digest(record.patient) for record in positives],
+        "data": describe_release(release, images=len(positives)),
+    }

@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from medimg_utils.challenges import comparison
+from medimg_utils.errors import InputError
+
+
+def table(seed: int, seeds: int, patients: int, spread=(0.03, 0.05, 0.04), shift=0.0):
+    """Differences with known variances by seed, by patient, and rest."""
+    random = np.random.default_rng(seed)
+    by_seed, by_patient, rest = spread
+    return (
+        shift
+        + random.normal(0, by_seed, (seeds, 1))
+        + random.normal(0, by_patient, (1, patients))
+        + random.normal(0, rest, (seeds, patients))
+    )
+
+
+def test_components_of_a_table_by_hand() -> None:
+    # rows 1 and 5, columns 2 and 4, no rest: variances 8 and 2
+    assert comparison.components([[0, 2], [4, 6]]) == (8, 2, 0)
+    # crossed: no mean differs, all is rest: (1 + 1 + 1 + 1) / 1
+    assert comparison.components([[1, -1], [-1, 1]]) == (0, 0, 4)
+
+
+def test_components_are_right_on_average() -> None:
+    found = np.mean(
+        [comparison.components(table(k, 12, 30)) for k in range(300)], axis=0
+    )
+    np.testing.assert_allclose(found, np.square([0.03, 0.05, 0.04]), rtol=0.1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), shift=st.floats(-1, 1))
+def test_a_shift_moves_the_interval_and_nothing_else(seed: int, shift: float) -> None:
+    one = table(seed, 4, 9)
+    first, second = comparison.interval(one), comparison.interval(one + shift)
+    np.testing.assert_allclose(np.subtract(second, first), shift, atol=1e-9)
+    mirrored = comparison.interval(-one)
+    np.testing.assert_allclose(
+        mirrored, [-first.value, -first.high, -first.low], atol=1e-12
+    )
+
+
+def test_with_patients_alone_it_is_the_interval_of_a_t_test() -> None:
+    # The seeds agree to the last digit, so only patients are drawn.
+    row = np.random.default_rng(0).normal(0.02, 0.05, 40)
+    found = comparison.interval(np.tile(row, (3, 1)))
+    expected = stats.ttest_1samp(row, 0).confidence_interval()
+    np.testing.assert_allclose(found[1:], expected, rtol=1e-6)
+
+
+def test_with_seeds_alone_it_is_the_interval_of_a_t_test() -> None:
+    column = np.array([0.01, 0.03, 0.02, 0.06])
+    found = comparison.interval(np.tile(column[:, None], (1, 25)))
+    expected = stats.ttest_1samp(column, 0).confidence_interval()
+    np.testing.assert_allclose(found[1:], expected, rtol=1e-6)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    inside = []
+    for k in range(400):
+        low, high = comparison.interval(table(k, 5, 30, shift=0.01))[1:]
+        inside.append(low <= 0.01 <= high)
+    # 95 % within three standard errors of the count; a little more is no harm
+    assert np.mean(inside) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 400)
+
+
+def test_patients_alone_promise_too_much() -> None:
+    inside = []
+    for k in range(200):
+        row = table(k, 1, 30, spread=(0.05, 0.05, 0.02))[0]
+        low, high = stats.ttest_1samp(row, 0).confidence_interval()
+        inside.append(low <= 0 <= high)
+    assert np.mean(inside) < 0.6
+
+
+def test_the_standard_error_is_that_of_replayed_studies() -> None:
+    one = table(3, 8, 60)
+    error = comparison.replay(one, 6, 40, draws=4000).std()
+    # a bootstrap takes the spread of what is stored as that of all there is
+    rows, columns = one.mean(axis=1).var(), one.mean(axis=0).var()
+    rest = (one - one.mean(1, keepdims=True) - one.mean(0) + one.mean()).var()
+    expected = np.sqrt(rows / 6 + columns / 40 + rest / 240)
+    assert error == pytest.approx(expected, rel=0.05)
+
+
+def test_replayed_studies_repeat_themselves() -> None:
+    one = table(0, 3, 5)
+    again = [comparison.replay(one, 2, 4, draws=9, seed=5) for _ in range(2)]
+    np.testing.assert_array_equal(*again)
+    assert not np.array_equal(again[0], comparison.replay(one, 2, 4, draws=9, seed=6))
+
+
+@pytest.mark.parametrize("patients", [20, 100])
+def test_the_needed_seeds_are_the_fewest_that_suffice(patients: int) -> None:
+    parts, difference = comparison.Components(0.0004, 0.0009, 0.002), 0.03
+    needed = comparison.seeds_needed(parts, difference, patients)
+
+    def power(seeds: int) -> float:
+        error = parts.standard_error(seeds, patients)
+        return stats.norm.sf(stats.norm.ppf(0.975) - difference / error)
+
+    assert needed is not None
+    assert power(needed) >= 0.8
+    assert power(needed - 1) < 0.8
+
+
+def test_no_number_of_seeds_replaces_patients() -> None:
+    parts = comparison.Components(0.0001, 0.01, 0.001)
+    assert comparison.seeds_needed(parts, 0.01, patients=20) is None
+    assert comparison.seeds_needed(parts, 0.01, patients=5000) is not None
+    assert parts.standard_error(10**9, 20) >= np.sqrt(0.01 / 20)
+
+
+def test_the_wrong_choice_is_a_coin_where_nothing_differs() -> None:
+    assert comparison.wrong_choice(0, 0.1) == 0.5
+    assert comparison.wrong_choice(0, 0) == 0.5
+    assert comparison.wrong_choice(0.1, 0) == 0
+    assert comparison.wrong_choice(-0.2, 0.1) == pytest.approx(stats.norm.cdf(-2))
+
+
+def test_the_largest_of_equals_is_as_simulated() -> None:
+    random = np.random.default_rng(0)
+    for count in (1, 5, 40):
+        seen = random.normal(size=(20_000, count)).max(axis=1).mean()
+        assert comparison.expected_maximum(count) == pytest.approx(seen, abs=0.02)
+
+
+def test_luck_is_told_and_vanishes_on_fresh_patients() -> None:
+    equal = np.random.default_rng(1).normal(0.7, 0.1, (20, 300))
+    told, fresh = comparison.choose_the_best(equal, 20)
+    luck = comparison.expected_maximum(20) * 0.1 / np.sqrt(20)
+    assert told - 0.7 == pytest.approx(luck, rel=0.15)
+    assert fresh == pytest.approx(0.7, abs=0.01)
+
+
+def test_a_single_network_cannot_be_overrated() -> None:
+    one = np.random.default_rng(2).normal(0.7, 0.1, (1, 100))
+    told, fresh = comparison.choose_the_best(one, 50, draws=3000)
+    assert told == pytest.approx(fresh, abs=0.002)
+
+
+def test_a_much_better_network_is_always_found() -> None:
+    scores = np.vstack([np.full(30, 0.9), np.full(30, 0.5)])
+    assert comparison.choose_the_best(scores, 3) == pytest.approx((0.9, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: comparison.components([[1, 2]]), "at least two seeds"),
+        (lambda: comparison.components([1, 2]), "shape"),
+        (lambda: comparison.interval([[1, 2], [3, np.nan]]), "not finite"),
+        (lambda: comparison.replay([[1], [2]], 1, 1), "two patients"),
+        (lambda: comparison.Components(1, 1, 1).standard_error(0, 3), "0 seeds"),
+        (lambda: comparison.choose_the_best([[1, 2]], 2), "give 1 to 1"),
+        (lambda: comparison.expected_maximum(0), "0 numbers"),
+    ],
+)
+def test_wrong_input_is_refused(call, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
