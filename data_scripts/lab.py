@@ -1,19 +1,20 @@
 """Repeat the lab run: simulate, train, measure, store the network and its numbers."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medimg_utils.errors import InputError
+from medimg_utils.commands import Commands
 
 Runs = Annotated[Path, typer.Option(help="Folder of the runs, one a fold.")]
 Folds = Annotated[
     list[int] | None, typer.Option("--fold", help="Folds; the first is shipped.")
 ]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__
+)
 
 
 @app.callback()
@@ -96,7 +97,4 @@ def shortcut(runs: Runs = Path("runs/black-box")) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    app()

@@ -1,15 +1,15 @@
 """Simulate exams from real anatomy and write them in the layout of a real release."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medimg_utils.errors import InputError
-from medimg_utils.physics.anatomy import AnatomyError
+from medimg_utils.commands import Commands
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__
+)
 
 
 @app.callback()
@@ -91,7 +91,4 @@ def brain(
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except (InputError, AnatomyError) as error:
-        sys.exit(f"error: {error}")
+    app()

@@ -7,16 +7,16 @@ that use case's `experiment` module.
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from medimg_utils.errors import InputError
+from medimg_utils.commands import Commands
 from medimg_utils.settings import get_settings
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -382,13 +382,5 @@ def _show(value: Any) -> str:
     return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def main() -> None:
-    """Run the command line; an error of input is one line, not a traceback."""
-    try:
-        app()
-    except (InputError, ArithmeticError, FileNotFoundError, PermissionError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    app()
