@@ -51,6 +51,7 @@ def _material(texture: str = "", **shares: float) -> Material:
 
 
 _FAT, _FLUID, _OEDEMA = "subcutaneous fat", "synovial fluid", "marrow oedema"
+_TORN = "torn meniscus"
 
 #: What the codes of a healthy knee are made of.
 MATERIALS: dict[int, Material] = {
@@ -268,18 +269,47 @@ def random_findings(
     return out
 
 
+def without(
+    findings: Iterable[Finding],
+    labels: Mapping[str, int],
+    generator: np.random.Generator,
+) -> list[Finding]:
+    """The same knee before something happened to it.
+
+    Findings of diagnoses that ``labels`` does not name are taken out, an intact ligament
+    takes the place of a torn one, and an exam that is still abnormal has a finding.
+    """
+    kept = []
+    for finding in findings:
+        gone = bool(finding.diagnosis) and not labels[finding.diagnosis]
+        gone |= finding.kind == "parameniscal cyst" and not labels["meniscus"]
+        if not gone:
+            kept.append(finding)
+        elif finding.diagnosis == "acl":
+            kept.append(Finding("", "ligament", float(generator.random())))
+    if labels["abnormal"] and not any(finding.diagnosis for finding in kept):
+        kind = str(generator.choice(["effusion", "cartilage defect", "marrow oedema"]))
+        kept.append(Finding("abnormal", kind, float(generator.uniform(0.1, 1))))
+    return kept
+
+
 def paint(
     knee: Knee, findings: Iterable[Finding], generator: np.random.Generator
 ) -> Canvas:
-    """A knee with findings, and with the fluid and ligament that every knee has."""
+    """A knee with findings, and with the fluid that every knee has.
+
+    Each finding has a randomness of its own: what else is painted does not change it.
+    """
     canvas = Canvas(knee)
     findings = list(findings)
+    seed = int(generator.integers(2**62))
     effusion = next((f for f in findings if f.kind == "effusion"), None)
-    _fill_with_fluid(canvas, effusion, generator)
+    _fill_with_fluid(canvas, effusion, np.random.default_rng([seed, 0]))
+    kinds = list(_PAINTERS)
     for finding in findings:
-        painter = _PAINTERS.get(finding.kind)
-        if painter is not None:
-            painter(canvas, finding, generator)
+        if finding.kind in _PAINTERS:
+            own = [seed, 1, kinds.index(finding.kind), finding.where == "lateral"]
+            _PAINTERS[finding.kind](canvas, finding, np.random.default_rng(own))
     return canvas
 
 
@@ -563,12 +593,12 @@ def _meniscal_tear(
         torn = np.abs(r - 0.68 + 0.06 * wave) * _WIDTH < gap / 2
         torn &= np.abs(a - middle) < 1.4 * reach
     own = meniscus.voxels[torn]
-    _blend(canvas, own, signal, {_FLUID: 0.6, _OEDEMA: 0.35}, "meniscus", generator)
+    _blend(canvas, own, signal, {_FLUID: 0.3, _TORN: 0.65}, "meniscus", generator)
     halo = np.abs(a - middle) < 1.3 * reach
     halo &= ~torn & (np.abs(h - 0.5) * thick < 1.6) & (r > 0.2)
     if kind in ("horizontal", "complex"):
         soft = 0.10 + 0.2 * generator.random()
-        _blend(canvas, meniscus.voxels[halo], soft, {_OEDEMA: 0.7}, "", generator)
+        _blend(canvas, meniscus.voxels[halo], soft, {_TORN: 0.7}, "", generator)
 
 
 def _along(
@@ -642,7 +672,7 @@ def _intrasubstance(
     if generator.random() < 0.6:  # a line rather than a cloud
         spot &= np.abs(h - 0.5 + 0.1 * wave) * meniscus.thickness < 0.5
     share = 0.25 + 0.5 * finding.grade
-    tissue = {_FLUID: 0.4, _OEDEMA: 0.6}
+    tissue = {_FLUID: 0.2, _TORN: 0.75}
     _blend(canvas, meniscus.voxels[spot], share, tissue, "", generator)
 
 
