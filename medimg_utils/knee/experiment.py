@@ -145,6 +145,17 @@ class Experiment:
     rendering: float = setting(
         0.0, why="strength of random grey curve, sharpness and noise"
     )
+    slices: float = setting(
+        1.0,
+        paper=1.0,
+        why="share of its slices that a training exam shows, others in each epoch",
+    )
+    twins: bool = setting(
+        False,
+        paper=False,
+        why="a step shows simulated twins together: one knee with and without a "
+        "finding, posed and rendered alike; other data have none",
+    )
     folds: int = setting(
         10, why="one in this many training exams is held out and chooses the epoch"
     )
@@ -161,13 +172,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     "paper": Experiment(),
     "lab": Experiment(
         size="lab",
-        crop=144,
+        crop=192,
         backbone="squeezenet",
         shared=True,
         gain=1.0,
         probe=True,
         frozen=6,
-        epochs=12,
+        epochs=6,
         batch_size=4,
         algorithm="adamw",
         learning_rate=2e-4,
@@ -177,7 +188,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         shift=8.0,
         flip=0.0,
         rendering=0.3,
-        folds=6,
+        slices=0.5,
+        twins=True,
+        folds=8,
         combination="out_of_fold",
     ),
     "tiny": Experiment(
@@ -250,8 +263,9 @@ def split(
         )
     classes = ["".join(str(exam.labels[name]) for name in DIAGNOSES) for exam in exams]
     rare = {name for name in classes if classes.count(name) < experiment.folds}
+    pairs = twins(data, exams) if experiment.twins else None
     folds = patient_folds(
-        [exam.exam_id for exam in exams],
+        [exam.exam_id for exam in exams] if pairs is None else pairs,
         ["rare" if name in rare else name for name in classes],
         experiment.folds,
         seed,
@@ -261,6 +275,17 @@ def split(
         [exam for exam, k in zip(exams, folds, strict=True) if k != held],
         [exam for exam, k in zip(exams, folds, strict=True) if k == held],
     )
+
+
+def twins(data: str | os.PathLike[str], exams: Sequence[Exam]) -> list[str] | None:
+    """Name of each exam's pair, where the release was simulated with twins."""
+    for place in (Path(data), Path(data).resolve().parent):
+        plan = place / "simulation.json"
+        if plan.is_file():
+            told = json.loads(plan.read_text(encoding="utf-8"))
+            if told.get("twins"):
+                return [str(int(exam.exam_id) // 2) for exam in exams]
+    return None
 
 
 # -------------------------------------------------------------------------------- train
@@ -368,6 +393,7 @@ def train(
             chosen,
             out / part.name,
             facts,
+            twins(data, sides.train) if chosen.twins else None,
             seed=seed,
             resume=resume,
             accelerator=accelerator,
@@ -459,6 +485,7 @@ def _train_part(
     experiment: Experiment,
     out: Path,
     facts: dict[str, Any],
+    pairs: list[str] | None,
     *,
     seed: int,
     accelerator: str,
@@ -476,6 +503,9 @@ def _train_part(
             crop=experiment.crop,
             augment=augment,
             seed=seed,
+            groups=None
+            if augment is None or pairs is None
+            else [int(p) for p in pairs],
         )
 
     augment = Augment(
@@ -484,6 +514,7 @@ def _train_part(
         experiment.shift,
         experiment.flip,
         experiment.rendering,
+        experiment.slices,
     )
     validation = opened(sides.validation)
     with torch.random.fork_rng(devices=[]):
@@ -501,7 +532,8 @@ def _train_part(
         [[float(exam.labels[name]) for name in part.diagnoses] for exam in sides.train]
     )
     if experiment.probe:
-        everyone = opened(sides.train)
+        still = Augment(experiment.crop, slices=experiment.slices)
+        everyone = opened(sides.train, still)
         network.probe((everyone[k]["image"] for k in range(len(everyone))), labels)
     share = positive_share(labels)
 
@@ -515,6 +547,9 @@ def _train_part(
         ),
         "cosine": warm_up_and_cosine,
     }
+    if pairs is not None:
+        worse = _with_the_finding(sides.train, pairs)
+        options |= {"labels": worse, "groups": pairs, "matched": 1.0}
     history = fit(
         network,
         opened(sides.train, augment),
@@ -544,6 +579,15 @@ def _train_part(
         "minutes": sum(row["seconds"] for row in history) / 60,
     }
     return network, told, history
+
+
+def _with_the_finding(exams: Sequence[Exam], pairs: Sequence[str]) -> list[bool]:
+    """Which of two twins has more labels."""
+    counts = [sum(exam.labels.values()) for exam in exams]
+    least: dict[str, int] = {}
+    for pair, count in zip(pairs, counts, strict=True):
+        least[pair] = min(count, least.get(pair, count))
+    return [count > least[pair] for pair, count in zip(pairs, counts, strict=True)]
 
 
 @torch.inference_mode()

@@ -2,18 +2,20 @@
 
 :func:`run_lab` is the only writer of the shipped knee networks and of the result
 ``knee-lab``.  Each step that is already done is not done again, so it can be stopped and
-called anew.
+called anew.  What was done with other data or other networks is noticed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from medimg_utils import pretrained, results
 from medimg_utils.experiments import describe
+from medimg_utils.io import to_json, write_json_atomic
 from medimg_utils.knee.dataset import DIAGNOSES
 from medimg_utils.knee.experiment import Experiment, evaluate, train
 from medimg_utils.knee.simulate import (
@@ -22,8 +24,10 @@ from medimg_utils.knee.simulate import (
     ensure_release,
     simulate_release,
 )
+from medimg_utils.release import describe_release, digest_of
 from medimg_utils.settings import get_settings
-from medimg_utils.training import BEST, read_log
+from medimg_utils.simulation import remove_older
+from medimg_utils.training import BEST, RunError, read_log
 
 NAME = "knee-lab"
 HEADLINE = "unseen-patients"
@@ -45,9 +49,13 @@ def run_lab(
 
     Returns:
         The stored result.
+
+    Raises:
+        RunError: ``runs`` holds a run that was trained on other data.
     """
     data = get_settings().data
     release = ensure_release("lab")
+    present = describe_release(release)["simulation"]
     facts = {}
     for fold in folds:
         run = runs / f"{NAME}-fold{fold}"
@@ -55,6 +63,12 @@ def run_lab(
         if not stored.is_file():
             train(release, run, "lab", fold=fold, resume=True, progress=progress)
         facts[str(fold)] = json.loads(stored.read_text(encoding="utf-8"))
+        trained_on = facts[str(fold)]["data"].get("simulation")
+        if trained_on != present:
+            raise RunError(
+                f"{run} was trained on the simulation {trained_on}, but {release} holds "
+                f"{present}. Give another folder for the runs, or delete this one."
+            )
     shipped = runs / f"{NAME}-fold{folds[0]}"
     first = facts[str(folds[0])]
     weights = shipped / BEST
@@ -62,9 +76,9 @@ def run_lab(
     pretrained.store(NAME, {None: weights}, about, leave_out=["held_out"])
     tests = {}
     for name, plan in LAB_TESTS.items():
-        folder = simulate_release(
-            data / f"{NAME}-{name}", plan, data_dir=data, progress=progress
-        )
+        folder = data / f"{NAME}-{name}"
+        remove_older(folder, asdict(plan))
+        folder = simulate_release(folder, plan, data_dir=data, progress=progress)
         tests[name] = _once(shipped / f"{name}.json", folder, shipped, progress)
     minutes = sum(part["minutes"] for part in first["parts"])
     unseen = tests[HEADLINE]
@@ -110,16 +124,24 @@ def run_lab(
 
 
 def _once(file: Path, folder: Path, run: Path, progress: bool) -> dict[str, Any]:
-    """Evaluate unless the answer is stored already; a short row per exam."""
-    if not file.is_file():
-        evaluate(
-            folder / "MRNet-v1.0",
-            run,
-            out=file,
-            truth=folder / "simulation-truth.json",
-            progress=progress,
-        )
-    answer = json.loads(file.read_text(encoding="utf-8"))
+    """Evaluate, unless the answer for these networks and data is stored already.
+
+    Returns:
+        The answer with a short row per exam.
+    """
+    release = folder / "MRNet-v1.0"
+    of = {
+        "simulation": describe_release(release)["simulation"],
+        "networks": digest_of(run / BEST),
+    }
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if stored.get("of") != of:
+        truth_file = folder / "simulation-truth.json"
+        stored = evaluate(release, run, truth=truth_file, progress=progress) | {
+            "of": of
+        }
+        write_json_atomic(file, stored)
+    answer = to_json(stored)
     truth = json.loads((folder / "simulation-truth.json").read_text(encoding="utf-8"))
     way = answer["combination"]
     answer["cases"] = [

@@ -98,7 +98,9 @@ class Simulation:
 
     def __post_init__(self) -> None:
         if self.twins and self.train % 2:
-            raise InputError(f"train is {self.train}; twins need an even number of exams")
+            raise InputError(
+                f"train is {self.train}; twins need an even number of exams"
+            )
         if min(self.train, self.valid) < 0 or self.train + self.valid < 1:
             raise InputError(
                 f"train is {self.train} and valid {self.valid}; whole numbers from 0 on "
