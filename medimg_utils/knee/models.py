@@ -16,8 +16,8 @@ $m_c$ comes from one slice, so the logit is a sum over slices (`MRNet.explain`).
 
 Bien et al. train nine such networks, one for each series and diagnosis, from AlexNet's
 ImageNet weights. SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360) has the same
-place in `lab`: as accurate on ImageNet with a thirtieth of the weights, four of which
-times three fit into a small download. A network may have one output for each of several
+place in `lab`: as accurate on ImageNet with a fiftieth of the weights, three of
+which fit into a small download. A network may have one output for each of several
 diagnoses.
 """
 

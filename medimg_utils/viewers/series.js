@@ -157,7 +157,7 @@ async function render({ model, el }) {
 
     const shown = [canvas];
     if (heat || mask) shown.push(profile(k, goTo));
-    const format = (at) => `slice ${at} of 0 to ${count - 1}`;
+    const format = (at) => `slice ${at + 1} of ${count}`; // readers count from 1
     const range = { min: 0, max: count - 1, step: 1, format, index: k };
     const controls = [slider(model, "slices", name, range, signal)];
     if (heat) {
@@ -188,11 +188,11 @@ async function render({ model, el }) {
     const texts = [];
     if (heats[k]) {
       const top = Math.max(...peaks[k]);
-      texts.push(`highest heat ${top.toFixed(2)} in slice ${get("hottest_places")[k][0]}`);
+      texts.push(`highest heat ${top.toFixed(2)} in slice ${get("hottest_places")[k][0] + 1}`);
     }
     if (masks[k]) {
       const [first, last] = [lesion.indexOf(true), lesion.lastIndexOf(true)];
-      texts.push(first < 0 ? "no lesion" : `lesion in slices ${first} to ${last}`);
+      texts.push(first < 0 ? "no lesion" : `lesion in slices ${first + 1} to ${last + 1}`);
     }
     strip.setAttribute("aria-label", `${names[k]}, all slices: ${texts.join(", ")}.`);
     strip.title = "Bars: the highest heat of each slice; orange: the lesion is in the slice";

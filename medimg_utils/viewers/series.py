@@ -156,7 +156,7 @@ class SeriesViewer(base.Viewer):
             image = low + (high - low) * one.image[at] / 255
             axes = figure.add_subplot(1, len(self._series), k + 1)
             plotting.show_image(
-                axes, image, window=window, title=f"{one.name}, slice {at}"
+                axes, image, window=window, title=f"{one.name}, slice {at + 1}"
             )
             if one.heat is not None and self.show_heat:
                 rows, columns = image.shape

@@ -170,7 +170,7 @@ def test_the_strip_leads_to_a_slice(series) -> None:
     distance = ball()["sagittal T2"]
     inside = np.flatnonzero((distance < 0.3).any(axis=(1, 2)))
     label = strip.get_attribute("aria-label")
-    assert f"lesion in slices {inside[0]} to {inside[-1]}" in label
+    assert f"lesion in slices {inside[0] + 1} to {inside[-1] + 1}" in label
 
 
 # --- planes ---------------------------------------------------------------------------

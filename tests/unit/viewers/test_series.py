@@ -153,6 +153,8 @@ def test_the_still_picture_follows_the_slices() -> None:
     viewer = SeriesViewer(stacks(), title="A knee")
     data, metadata = viewer._repr_mimebundle_()
     assert metadata["image/png"]["alt"].startswith("A knee: slices of the series")
+    shown = [axes.get_title() for axes in viewer.still().axes]
+    assert [title.split()[-1] for title in shown] == [str(k + 1) for k in viewer.slices]
     viewer.slices = [0, 0, 0]
     assert viewer._repr_mimebundle_()[0]["image/png"] != data["image/png"]
 
