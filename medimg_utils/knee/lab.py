@@ -119,6 +119,7 @@ def run_lab(
             "data": {name: test["about"]["data"] for name, test in tests.items()},
         },
     }
+    result = _rounded(to_json(result))
     results.save(NAME, result)
     return result
 
@@ -143,13 +144,14 @@ def _once(file: Path, folder: Path, run: Path, progress: bool) -> dict[str, Any]
         write_json_atomic(file, stored)
     answer = to_json(stored)
     truth = json.loads((folder / "simulation-truth.json").read_text(encoding="utf-8"))
+    del answer["experiment"]  # stored once, as settings
     way = answer["combination"]
     answer["cases"] = [
         {
             "exam_id": case["exam_id"],
             "labels": case["labels"],
-            "series": _rounded(case["series"]),
-            "combined": _rounded({way: case["combined"][way]}),
+            "series": case["series"],
+            "combined": {way: case["combined"][way]},
             "findings": [
                 {key: finding[key] for key in ("diagnosis", "kind", "grade", "where")}
                 for finding in truth[case["exam_id"]]["findings"]
@@ -160,8 +162,10 @@ def _once(file: Path, folder: Path, run: Path, progress: bool) -> dict[str, Any]
     return answer
 
 
-def _rounded(values: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {key: round(value, 4) for key, value in row.items()}
-        for name, row in values.items()
-    }
+def _rounded(value: Any) -> Any:
+    """Floats with four significant digits: pages print three at most."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
