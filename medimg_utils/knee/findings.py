@@ -468,7 +468,7 @@ def _complete_tear(
     place = generator.choice(
         [generator.uniform(0.15, 0.35), generator.uniform(0.4, 0.62)]
     )
-    gap = (1.2 + 3.0 * g) / curve.length
+    gap = (1.8 + 3.0 * g) / curve.length
 
     def share(shape: Tube, part: Grid) -> Array:
         close = np.exp(-(((shape.along - place) / (0.22 + 0.2 * g)) ** 2))

@@ -38,9 +38,10 @@ def run_lab(
 ) -> dict[str, Any]:
     """Train the lab size on the given folds, measure, and store networks and numbers.
 
-    The networks of the first fold are shipped.  They are measured on new exams of the
-    anatomies that they were trained on, and on exams of the anatomy that no lab network
-    has seen.  The other folds add the AUC on their own held-out exams.
+    The networks of the first fold are shipped.  As they are shipped, in half precision,
+    they are measured on new exams of the anatomies that they were trained on, and on
+    exams of the anatomy that no lab network has seen.  The other folds add the AUC on
+    their own held-out exams.
 
     Args:
         runs: folder that holds (or will hold) one run a fold.
@@ -79,7 +80,7 @@ def run_lab(
         folder = data / f"{NAME}-{name}"
         remove_older(folder, asdict(plan))
         folder = simulate_release(folder, plan, data_dir=data, progress=progress)
-        tests[name] = _once(shipped / f"{name}.json", folder, shipped, progress)
+        tests[name] = _once(shipped / f"{name}.json", folder, progress)
     minutes = sum(part["minutes"] for part in first["parts"])
     unseen = tests[HEADLINE]
     result = {
@@ -124,8 +125,8 @@ def run_lab(
     return result
 
 
-def _once(file: Path, folder: Path, run: Path, progress: bool) -> dict[str, Any]:
-    """Evaluate, unless the answer for these networks and data is stored already.
+def _once(file: Path, folder: Path, progress: bool) -> dict[str, Any]:
+    """Evaluate, unless the answer for the shipped networks and these data is stored.
 
     Returns:
         The answer with a short row per exam.
@@ -133,14 +134,13 @@ def _once(file: Path, folder: Path, run: Path, progress: bool) -> dict[str, Any]
     release = folder / "MRNet-v1.0"
     of = {
         "simulation": describe_release(release)["simulation"],
-        "networks": digest_of(run / BEST),
+        "networks": digest_of(pretrained.find(NAME)),
     }
     stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if stored.get("of") != of:
         truth_file = folder / "simulation-truth.json"
-        stored = evaluate(release, run, truth=truth_file, progress=progress) | {
-            "of": of
-        }
+        found = evaluate(release, "lab", truth=truth_file, progress=progress)
+        stored = {**found, "of": of}
         write_json_atomic(file, stored)
     answer = to_json(stored)
     truth = json.loads((folder / "simulation-truth.json").read_text(encoding="utf-8"))

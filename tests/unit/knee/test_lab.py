@@ -7,21 +7,31 @@ import numpy as np
 import pytest
 
 from medimg_utils import pretrained, results
-from medimg_utils.knee import lab
+from medimg_utils.knee import experiment, lab
 from medimg_utils.knee.dataset import DIAGNOSES, SERIES
 from medimg_utils.knee.experiment import EXPERIMENTS, load_run, predict
+from medimg_utils.training import RunError
 
 TOY = replace(
     EXPERIMENTS["tiny"], size="lab", resize=64, crop=56, epochs=2, batch_size=2, folds=4
 )
 
 
+def write_plan(release, **settings):
+    """As if the release had been simulated from a plan."""
+    (release.parent / "simulation.json").write_text(json.dumps(settings))
+
+
 @pytest.fixture
-def toy(mrnet, write_mrnet, tmp_path, monkeypatch):
+def toy(write_mrnet, tmp_path, monkeypatch):
     """The lab run, led to drawn exams and to folders of this test."""
+    mrnet = write_mrnet(tmp_path / "seen")
     held = write_mrnet(tmp_path / "held", train=1, valid=10, seed=50)
     folders = {"unseen-patients": mrnet.parent, "unseen-anatomy": held.parent}
     calls = []
+
+    for release in (mrnet, held):
+        write_plan(release, version=2)
 
     def simulated(out, plan, **options):
         calls.append(plan)
@@ -34,11 +44,11 @@ def toy(mrnet, write_mrnet, tmp_path, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "lab", TOY)
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "pretrained")
-    return tmp_path, calls
+    return tmp_path, calls, mrnet
 
 
-def test_one_call_trains_measures_and_stores(toy, mrnet, monkeypatch):
-    root, calls = toy
+def test_one_call_trains_measures_and_stores(toy, monkeypatch):
+    root, calls, mrnet = toy
     answer = lab.run_lab(root / "runs", [0, 1], progress=False)
     assert calls == list(lab.LAB_TESTS.values())
     stored = json.loads((root / "results" / "knee-lab.json").read_text())
@@ -75,3 +85,19 @@ def test_one_call_trains_measures_and_stores(toy, mrnet, monkeypatch):
     monkeypatch.setattr(lab, "evaluate", None)
     lab.run_lab(root / "runs", [0, 1], progress=False)
     assert (root / "results" / "knee-lab.json").read_bytes() == before
+
+    # an answer about older exams is measured anew, older training is refused
+    asked = []
+
+    def evaluate(data, run, **options):
+        asked.append(data)
+        return experiment.evaluate(data, run, **options)
+
+    monkeypatch.setattr(lab, "evaluate", evaluate)
+    held = root / "held" / "MRNet-v1.0"
+    write_plan(held, version=3)
+    lab.run_lab(root / "runs", [0, 1], progress=False)
+    assert asked == [held]
+    write_plan(mrnet, version=3)
+    with pytest.raises(RunError, match="trained on the simulation"):
+        lab.run_lab(root / "runs", [0, 1], progress=False)
