@@ -407,6 +407,7 @@ def _is_soft(canvas: Canvas, box: tuple[slice, slice, slice]) -> NDArray[np.bool
 def _ligament_curve(canvas: Canvas, generator: np.random.Generator) -> Curve:
     curve = anterior_cruciate(canvas.knee.landmarks)
     shift = generator.normal(0, 0.8, (2, 3))
+    shift[0, 0] = -1.0 - abs(shift[0, 0])  # into the notch: on the other side is bone
     t = np.linspace(0, 1, len(curve.points))[:, None]
     bow = generator.normal(0, 0.6, 3) * np.sin(np.pi * t)
     return Curve.through((curve.points + (1 - t) * shift[0] + t * shift[1] + bow)[::4])
