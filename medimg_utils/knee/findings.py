@@ -473,7 +473,7 @@ def _complete_tear(
 
     def share(shape: Tube, part: Grid) -> Array:
         close = np.exp(-(((shape.along - place) / (0.22 + 0.2 * g)) ** 2))
-        return (0.35 + 0.6 * close) * (0.55 + 0.6 * _noise(part, 3, generator))
+        return (0.35 + 0.8 * close) * (0.6 + 0.6 * _noise(part, 3, generator))
 
     # fluid and blood where the ligament is torn
     centre = curve.at(float(place))
@@ -496,7 +496,7 @@ def _complete_tear(
     fallen = curve.points + fall[:, None] * np.array(
         [0.0, 1.5 + 3.5 * g, -2.0 - 7.0 * g]
     )
-    keep = fallen[t > place]
+    keep = fallen[t > place + 0.7 * gap]
     stump = Curve.through(keep[:: max(1, len(keep) // 5)])
     _cruciate(canvas, stump, swelling, share, _SWOLLEN, "acl", generator, (0.03, 1.0))
 
