@@ -165,6 +165,11 @@ class Experiment:
         why="exams that the regression of the three series is fitted on; `out_of_fold` "
         "takes those held out, which the networks do not know by heart",
     )
+    asked_again: int | None = setting(
+        None,
+        why="training exams that the trained networks answer, for what is known by "
+        "heart; None is all",
+    )
     specificity: float = setting(0.9, why="at which the score threshold is set")
 
 
@@ -178,10 +183,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         gain=1.0,
         probe=True,
         frozen=6,
-        epochs=7,
+        epochs=4,
         batch_size=4,
         algorithm="adamw",
-        learning_rate=3e-4,
+        learning_rate=4e-4,
         schedule="cosine",
         clip=1.0,
         rotation=6.0,
@@ -192,6 +197,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         twins=True,
         folds=6,
         combination="out_of_fold",
+        asked_again=120,
     ),
     "tiny": Experiment(
         size="tiny",
@@ -412,9 +418,11 @@ def train(
         {},
         out.name,
     )
+    step = math.ceil(len(sides.train) / (chosen.asked_again or len(sides.train)))
+    asked = sides._replace(train=sides.train[::step])
     cases = {
         name: list(_cases(run, side, name, progress))
-        for name, side in sides._asdict().items()
+        for name, side in asked._asdict().items()
     }
     combinations = {
         "training": fit_combinations(cases["train"]),
