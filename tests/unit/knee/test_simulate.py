@@ -127,6 +127,7 @@ def test_an_older_version_is_made_anew(small, tmp_path, monkeypatch):
     old = json.loads((out / "simulation.json").read_text()) | {"version": 0}
     (out / "simulation.json").write_text(json.dumps(old))
     made = []
+    monkeypatch.setattr(simulate, "TINY", SMALL)
     monkeypatch.setattr(
         simulate,
         "simulate_release",
