@@ -233,8 +233,8 @@ def coverage_interval(
         level: of the interval.
 
     >>> found = coverage_interval(99, None, 0.1)
-    >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
-    (0.9, 0.834, 0.951)
+    >>> round(found.value, 2), round(found.low, 2), round(found.high, 2)
+    (0.9, 0.83, 0.95)
     """
     a, b = coverage_shape(calibration, alpha)
     tails = (0.5 - level / 2, 0.5 + level / 2)

@@ -354,18 +354,10 @@ def test_the_verbs_from_the_shell(run, release, tmp_path, monkeypatch):
     assert len(list((tmp_path / "p").iterdir())) == 6
 
 
-def test_errors_are_one_line_without_traceback(tmp_path, monkeypatch):
-    words = [
-        "medimg_utils",
-        "train",
-        "pneumothorax",
-        "--data",
-        str(tmp_path),
-        "--out",
-        "x",
-    ]
-    monkeypatch.setattr("sys.argv", words)
-    with pytest.raises(SystemExit) as stop:
-        command.main()
-    assert str(stop.value).startswith("error: ")
-    assert "no csv table" in str(stop.value)
+def test_errors_are_one_line_without_traceback(tmp_path):
+    words = ["train", "pneumothorax", "--data", str(tmp_path), "--out", "x"]
+    done = CliRunner().invoke(command.app, words)
+    assert done.exit_code == 1
+    assert done.output.startswith("error: ")
+    assert "no csv table" in done.output
+    assert done.output.count("\n") == 1
