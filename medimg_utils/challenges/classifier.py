@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from medimg_utils import metrics, pretrained
-from medimg_utils.challenges.films import Films
+from medimg_utils.challenges.films import Films, Rows
 from medimg_utils.errors import InputError
 from medimg_utils.pneumothorax.preprocess import to_network
 from medimg_utils.training import BEST, Batch, fit, load_tensors, stable_seed
@@ -100,36 +100,16 @@ def _block(inside: int, outside: int, kernel: int = 3, stride: int = 1) -> nn.Mo
 # --------------------------------------------------------------------------- collections
 
 
-@dataclass(frozen=True, eq=False)
-class Collection:
+class Collection(Rows):
     """Films as an archive would hold them, each with a drain or without.
 
     Attributes:
         images: (N, S, S) uint8.
         labels: (N,) 1 with pneumothorax.
         lesions: (N, S, S) bool.
-        drains: (N,) 1 with a drain.
+        drains: (N,) int64, 1 with a drain.
         patients: (N,).
     """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    lesions: NDArray[np.bool_]
-    drains: NDArray[np.int64]
-    patients: NDArray[np.str_]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def part(self, chosen: NDArray[np.bool_]) -> Collection:
-        """Those films that are chosen (N,)."""
-        return Collection(
-            self.images[chosen],
-            self.labels[chosen],
-            self.lesions[chosen],
-            self.drains[chosen],
-            self.patients[chosen],
-        )
 
 
 def collect(films: Films, rates: tuple[float, float], seed: int = 0) -> Collection:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,27 @@ SIDE = 96
 
 
 @dataclass(frozen=True, eq=False)
-class Films:
+class Rows:
+    """Arrays with a row for each film."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    lesions: NDArray[np.bool_]
+    drains: NDArray[Any]
+    patients: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, chosen: NDArray[np.bool_] | slice) -> Self:
+        """Those films that are chosen."""
+        return replace(
+            self,
+            **{item.name: getattr(self, item.name)[chosen] for item in fields(self)},
+        )
+
+
+class Films(Rows):
     """Films, each without and with a drain.
 
     Attributes
@@ -41,25 +62,6 @@ class Films:
     drains: ``(N, S, S)`` bool, where the second picture shows the drain.
     patients: ``(N,)``; films of one patient never part.
     """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    lesions: NDArray[np.bool_]
-    drains: NDArray[np.bool_]
-    patients: NDArray[np.str_]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def part(self, chosen: NDArray[np.bool_] | slice) -> Films:
-        """Those films that are chosen."""
-        return Films(
-            self.images[chosen],
-            self.labels[chosen],
-            self.lesions[chosen],
-            self.drains[chosen],
-            self.patients[chosen],
-        )
 
 
 def read_films(release: Path, *, twins: bool = False, smallest: float = 0.0) -> Films:

@@ -122,8 +122,13 @@ def check_probability(
 def check_scores(
     scores: Sequence[float] | npt.NDArray[np.floating],
     labels: Sequence[int] | npt.NDArray[np.integer],
+    *,
+    both: bool = False,
 ) -> tuple[list[float], list[int]]:
-    """Return scores and labels as plain lists, or raise ValueError."""
+    """Return scores and labels as plain lists, or raise ValueError.
+
+    With `both`, each of the two classes must occur.
+    """
     numbers = np.asarray(scores, dtype=float)
     classes = np.asarray(labels, dtype=float)
     if numbers.ndim != 1 or numbers.shape != classes.shape:
@@ -135,6 +140,10 @@ def check_scores(
         raise ValueError("scores hold values outside 0 to 1, or NaN")
     if not np.isin(classes, (0, 1)).all():
         raise ValueError("labels hold values other than 0 and 1")
+    if both and len(np.unique(classes)) < 2:
+        raise ValueError(
+            f"all {len(classes)} labels are alike, but both classes are needed"
+        )
     return numbers.tolist(), classes.astype(int).tolist()
 
 

@@ -64,11 +64,7 @@ class PrevalenceExplorer(base.Viewer):
         title: str = "",
         alt: str = "",
     ) -> None:
-        numbers, classes = base.check_scores(scores, labels)
-        if len(set(classes)) < 2:
-            raise ValueError(
-                f"all {len(classes)} labels are alike, but both classes are needed"
-            )
+        numbers, classes = base.check_scores(scores, labels, both=True)
         if not 0.001 <= prevalence <= 0.9:
             raise ValueError(f"prevalence is {prevalence}, expected 0.001 to 0.9")
         super().__init__(

@@ -72,11 +72,7 @@ class WorklistExplorer(base.Viewer):
         title: str = "",
         alt: str = "",
     ) -> None:
-        numbers, classes = base.check_scores(scores, labels)
-        if len(set(classes)) < 2:
-            raise ValueError(
-                f"all {len(classes)} labels are alike, but both classes are needed"
-            )
+        numbers, classes = base.check_scores(scores, labels, both=True)
         for name, value, low, high in (
             ("prevalence", prevalence, 0.001, 0.5), ("readers", readers, 1, 6),
             ("rate", rate, 1, 60), ("minutes", minutes, 0.1, 60),

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Locator
-from steps import PICTURE, move, viewer
+from steps import PICTURE, move, shown, viewer
 
 from medimg_utils.viewers import WorklistExplorer
 
@@ -20,10 +19,6 @@ def same() -> WorklistExplorer:
         [0, 0, 0, 1, 0, 1, 0, 1, 1, 1],
         prevalence=0.05,
     )
-
-
-def shown(root: Locator, name: str) -> str:
-    return root.locator(f'[data-value="{name}"]').inner_text()
 
 
 def duration(minutes: float) -> str:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Locator
-from steps import PICTURE, drawn, move, viewer
+from steps import PICTURE, choose, move, shown, viewer
 
 from medimg_utils.viewers import StudyExplorer
 
@@ -22,15 +21,6 @@ def studies() -> StudyExplorer:
         for name, shift in (("one", 0.7), ("two", 0.66), ("three", 0.4))
     }
     return StudyExplorer(scores, "one", "two")
-
-
-def choose(root: Locator, trait: str, value: str) -> None:
-    root.locator(f'select[data-trait="{trait}"]').select_option(value)
-    drawn(root.page)
-
-
-def shown(root: Locator, name: str) -> str:
-    return root.locator(f'[data-value="{name}"]').inner_text()
 
 
 def test_studies_are_those_of_python(visit, demo: Path) -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Locator
-from steps import PICTURE, drawn, move, viewer
+from steps import PICTURE, choose, drawn, move, shown, viewer
 
 from medimg_utils.viewers import DescentExplorer, PrevalenceExplorer
 from medimg_utils.viewers.descent_explorer import LOSSES, OPTIMISERS
@@ -18,15 +17,6 @@ def valley() -> DescentExplorer:
     features = random.normal(size=(20, 2)) * [2, 1]
     labels = (features @ [1, -1] + 3 * random.normal(size=20) > 0).astype(int)
     return DescentExplorer(features, labels)
-
-
-def choose(root: Locator, trait: str, value: str) -> None:
-    root.locator(f'select[data-trait="{trait}"]').select_option(value)
-    drawn(root.page)
-
-
-def shown(root: Locator, name: str) -> str:
-    return root.locator(f'[data-value="{name}"]').inner_text()
 
 
 def test_descent_is_that_of_python(visit, demo: Path) -> None:
