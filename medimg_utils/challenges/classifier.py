@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -134,6 +134,35 @@ def collect(films: Films, rates: tuple[float, float], seed: int = 0) -> Collecti
         drains[members[: round(rate * len(members))]] = 1
     images = films.images[np.arange(len(films)), drains]
     return Collection(images, films.labels, films.lesions, drains, films.patients)
+
+
+def audit(
+    labels: ArrayLike, patients: ArrayLike, seed: int = 0
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """One film of each patient, so that label and drain fill four cells alike.
+
+    That is what somebody collects who suspects drains: a plain sample of an archive in
+    which they go with the disease holds hardly a film that breaks the rule. All films are
+    of different people.
+
+    Args:
+        labels: (N,) 0 or 1.
+        patients: (N,) whom each film belongs to.
+        seed: who comes into which cell.
+
+    Returns:
+        (P,) numbers of the films, and (P,) 1 where the film with a drain is taken. Who has
+        films of one label only stays with that.
+    """
+    truth, names = np.asarray(labels), np.asarray(patients, dtype=str)
+    random = np.random.default_rng([seed, 45])
+    rows, drains = [], []
+    for place, name in enumerate(random.permutation(np.unique(names))):
+        mine = np.flatnonzero(names == name)
+        wanted = mine[truth[mine] == place % 2]
+        rows.append(random.choice(wanted if wanted.size else mine))
+        drains.append(place // 2 % 2)
+    return np.asarray(rows, dtype=np.intp), np.asarray(drains, dtype=np.int64)
 
 
 def cell_weights(

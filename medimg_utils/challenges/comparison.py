@@ -173,7 +173,9 @@ def bootstrap(
     """Any statistic, with a percentile interval over seeds and patients at once.
 
     `replay` for what is no mean of a table: an AUC, an error rate, an ensemble. Seeds and
-    whole patients are drawn with replacement, each by itself (Owen 2007).
+    whole patients are drawn with replacement, each by itself (Owen 2007). Where a handful
+    of seeds decides, the interval holds the truth in nine studies of ten rather than in 95
+    of 100; where patients do, it is no narrower than it says.
 
     Args:
         statistic: takes seeds and images, both as indices with repeats, and returns a
