@@ -208,7 +208,7 @@ def alike(between, lost, heart, seeds=4, people=12):
         ((0.1, 0.12, 0.0), (False, False, True)),  # another network, another map
         ((0.8, 0.82, 0.1), (True, False, True)),  # repeats the film without its weights
         (
-            (0.8, 0.1, 0.8),
+            (0.8, 0.1, 0.82),
             (True, True, False),
         ),  # the same for what was learned by heart
     ],
