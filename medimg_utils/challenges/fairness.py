@@ -8,11 +8,11 @@ Each interval is therefore widened until all of them together hold what they pro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t
 
 from medimg_utils.errors import InputError
 from medimg_utils.metrics import Interval
@@ -62,35 +62,31 @@ class Difference(NamedTuple):
         return "lower" if self.joint.high < 0 else "not shown"
 
 
-@lru_cache(maxsize=4)
-def _drawn(count: int, draws: int, seed: int) -> NDArray[np.float64]:
-    """(draws, patients) how often each patient is in each drawn test set."""
-    random = np.random.default_rng(seed)
-    return random.multinomial(count, [1 / count] * count, size=draws).astype(float)
-
-
 def differences(
     outcome: ArrayLike,
     attributes: Mapping[str, ArrayLike],
     patients: ArrayLike,
     *,
     level: float = 0.95,
-    draws: int = 4000,
-    seed: int = 0,
 ) -> list[Difference]:
-    """Mean of each group minus that of all others, with intervals over patients.
+    r"""Mean of each group minus that of all others, with intervals over patients.
 
-    Patients are drawn with replacement.  Of an attribute with two values only the first
-    is compared, because the second says the same.  With $m$ comparisons the joint
-    intervals have the level $1 - 0.05/m$ each.
+    Exams of one patient resemble each other, and may lie in both groups.  So the
+    variance adds up patients: with the group $A$ and the others $B$
+
+    $$\frac{C}{C - 1} \sum_c \Big(\sum_{i \in c \cap A} \frac{y_i - \bar y_A}{n_A}
+    - \sum_{i \in c \cap B} \frac{y_i - \bar y_B}{n_B}\Big)^2$$
+
+    over $C$ patients (Liang and Zeger 1986).  The quantile is Student's, with as many
+    degrees of freedom as the smaller side has patients, less one.  Of an attribute with
+    two values only the first is compared, because the second says the same.  With $m$
+    comparisons the joint intervals have the level $1 - 0.05/m$ each.
 
     Args:
         outcome: (N,) a number an exam: found or not, Dice.
         attributes: name → (N,) value of each exam.
         patients: (N,) whom each exam belongs to.
         level: of the plain intervals, and of all joint ones together.
-        draws: of the bootstrap.
-        seed: of the drawing.
 
     Returns:
         One a group, in the order of the attributes.  A group (or what is left without
@@ -116,49 +112,40 @@ def differences(
     ]
     if not names:
         raise InputError(f"nobody differs by {', '.join(columns) or 'anything'}.")
-    inside = np.array([columns[name] == group for name, group in names])
+    inside = [columns[name] == group for name, group in names]
     enough = [min(row.sum(), (~row).sum()) >= FEWEST for row in inside]
-    weights = _drawn(int(owner.max()) + 1, draws, seed)
-
-    def means(rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """(draws, groups) mean outcome in each drawn test set."""
-        sums = np.zeros((weights.shape[1], 2 * len(rows)))
-        np.add.at(sums, owner, np.concatenate([rows * values, rows]).T)
-        total, count = np.split(weights @ sums, 2, axis=1)
-        with np.errstate(invalid="ignore"):
-            return total / count
-
-    drawn = means(inside) - means(~inside)
+    each = 1 - (1 - level) / max(sum(enough), 1)
     found = []
-    for (name, group), row, ok, column in zip(
-        names, inside, enough, drawn.T, strict=True
-    ):
-        pair = float(values[row].mean()), float(values[~row].mean())
-        found.append(
-            Difference(
-                name,
-                group,
-                (int(row.sum()), int((~row).sum())),
-                pair,
-                _interval(pair[0] - pair[1], column, level, ok),
-                _interval(
-                    pair[0] - pair[1], column, 1 - (1 - level) / max(sum(enough), 1), ok
-                ),
-            )
+    for (name, group), row, ok in zip(names, inside, enough, strict=True):
+        means = float(values[row].mean()), float(values[~row].mean())
+        value = means[0] - means[1]
+        error, freedom = _error(values, row, owner)
+        halves = (
+            float(t.ppf(0.5 + a / 2, freedom)) * error if ok else float("nan")
+            for a in (level, each)
         )
+        plain, joint = (Interval(value, value - half, value + half) for half in halves)
+        n = int(row.sum()), int((~row).sum())
+        found.append(Difference(name, group, n, means, plain, joint))
     return found
+
+
+def _error(
+    values: NDArray[np.float64], row: NDArray[np.bool_], owner: NDArray[np.intp]
+) -> tuple[float, int]:
+    """Standard error of a difference of means, and its degrees of freedom."""
+    sides = row, ~row
+    centred = np.zeros_like(values)
+    for side, sign in zip(sides, (1, -1), strict=True):
+        centred[side] = sign * (values[side] - values[side].mean()) / side.sum()
+    each = np.bincount(owner, centred)
+    count = each.size
+    smaller = min(np.unique(owner[side]).size for side in sides)
+    error = np.sqrt(count / max(count - 1, 1) * (each**2).sum())
+    return float(error), max(smaller - 1, 1)
 
 
 def _compared(column: NDArray[np.str_]) -> list[str]:
     """Values of which each is compared with all others."""
     groups = list(dict.fromkeys(sorted(column.tolist())))
     return groups[: 1 if len(groups) == 2 else None] if len(groups) > 1 else []
-
-
-def _interval(
-    value: float, drawn: NDArray[np.float64], level: float, enough: bool
-) -> Interval:
-    if not enough:
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.nanquantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(value, float(low), float(high))
