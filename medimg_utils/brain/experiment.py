@@ -200,18 +200,18 @@ EXPERIMENTS: dict[str, Experiment] = {
     # One core of a CPU that computes in bfloat16 takes about 0.15 s for a brain of step 1
     # (4 mm, 60,000 voxels), 0.2 s for a small patch of step 2 (2 mm, 48³, half the width)
     # and 1.3 s for a patch with its border (124³). With 220 training patients: step 1
-    # 7 × 220 × 0.15 s = 4 min, rehearsal 20 × 220 × 0.2 s = 15 min, step 2 and one-pass
-    # 220 × 1.3 s = 5 min each: half an hour.
+    # 9 × 220 × 0.15 s = 5 min, rehearsal 40 × 220 × 0.2 s = 29 min, step 2 and one-pass
+    # 3 × 220 × 1.3 s = 14 min each: an hour.
     "lab": Experiment(
         size="lab",
         voxel=2.0,
         factor=2,
         margin=4,
         segment_width=16,
-        find_epochs=7,
-        rehearse_epochs=20,
-        segment_epochs=1,
-        one_pass_epochs=1,
+        find_epochs=9,
+        rehearse_epochs=40,
+        segment_epochs=3,
+        one_pass_epochs=3,
         find_rate=2e-3,
         segment_rate=5e-4,
         segment_batch=1,
