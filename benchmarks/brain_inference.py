@@ -27,10 +27,10 @@ from medimg_utils import results
 from medimg_utils.brain.inference import (
     MODES,
     RIM,
-    interleaved_tiles,
     published_tiles,
     ready,
     run_tiles,
+    thinned_tiles,
     touching,
     whole_box,
 )
@@ -62,7 +62,7 @@ def measure(
         engine = ready(UnpaddedUNet(width), exact=mode == "reference")
         tiles = published_tiles(shape)
         if mode == "fast":
-            tiles = touching(interleaved_tiles(shape), ellipsoid(shape))
+            tiles = touching(thinned_tiles(shape), ellipsoid(shape))
     timed = tiles if whole else tiles[:SOME]
     rim = RIM if mode == "one-pass" else 0
     run_tiles(engine, image, box, tiles[:1], rim=rim)  # the first call also prepares

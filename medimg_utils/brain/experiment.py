@@ -99,7 +99,7 @@ Network = TypeVar("Network", bound=nn.Module)
 STAGES = ("find", "segment", "one-pass")  # folders of a run, one a network
 REHEARSE = "rehearse"  # folder of what the second network may learn beforehand
 ENDINGS = ("_seg.nii.gz", ".json")  # of the files that predict writes
-LEAST_ENHANCING = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # cm³ to choose from
+LEAST_ENHANCING = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # cm³ to choose from
 
 FAULTS = (
     {
@@ -200,18 +200,18 @@ EXPERIMENTS: dict[str, Experiment] = {
     # One core of a CPU that computes in bfloat16 takes about 0.15 s for a brain of step 1
     # (4 mm, 60,000 voxels), 0.2 s for a small patch of step 2 (2 mm, 48³, half the width)
     # and 1.3 s for a patch with its border (124³). With 220 training patients: step 1
-    # 8 × 220 × 0.15 s = 4 min, rehearsal 14 × 220 × 0.2 s = 10 min, step 2 and one-pass
-    # 220 × 1.3 s = 5 min each: less than half an hour.
+    # 9 × 220 × 0.15 s = 5 min, rehearsal 40 × 220 × 0.2 s = 29 min, step 2 and one-pass
+    # 3 × 220 × 1.3 s = 14 min each: an hour.
     "lab": Experiment(
         size="lab",
         voxel=2.0,
         factor=2,
         margin=4,
         segment_width=16,
-        find_epochs=8,
-        rehearse_epochs=14,
-        segment_epochs=1,
-        one_pass_epochs=1,
+        find_epochs=9,
+        rehearse_epochs=40,
+        segment_epochs=3,
+        one_pass_epochs=3,
         find_rate=2e-3,
         segment_rate=5e-4,
         segment_batch=1,
@@ -1005,6 +1005,7 @@ def compare_modes(
     limit: int | None = None,
     modes: Sequence[str] = MODES,
     draws: int = 1000,
+    keep: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Price and worth of the modes of inference, on the same unseen patients.
@@ -1019,23 +1020,27 @@ def compare_modes(
         limit: patients at most, in the order of their names.
         modes: the first one is the reference.
         draws: of the bootstrap over patients.
+        keep: folder for what was measured on each patient: a stopped call goes on there.
         progress: show a bar.
 
     Returns:
         `n`, `clock` (`processor` or `wall`), and `modes`: mode → `seconds` (median),
-        `times_as_fast` as the reference (of the summed times), `agreement` (mean Dice of
-        WT, TC and ET between both modes' labels), `dice` (mean against the truth), and
-        `difference` of that to the reference with `interval`.
+        `times_as_fast` as the reference (of the summed times), `agreement_by_region`
+        (Dice between both modes' labels, over the voxels of all patients together: a
+        region of ten voxels does not count as much as one of ten thousand), `agreement`
+        (its mean over WT, TC and ET), `dice` (mean against the truth), and `difference`
+        of that to the reference with `interval`.
     """
     loaded = load_run(run)
     cases = unseen_cases(loaded, data)[0][:limit]
     segmenters = {mode: Segmenter(loaded.networks, mode) for mode in modes}
     on_cpu = device_name() == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
-    rows: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
-    for case in tqdm(cases, "compare", disable=not progress, leave=False):
+
+    def measure(case: Case) -> dict[str, dict[str, Any]]:
         scan = load(case)
         prepared = prepare_scan(case, scan, loaded.experiment.voxel)
+        found: dict[str, dict[str, Any]] = {}
         first: NDArray[np.uint8] | None = None
         for mode, segmenter in segmenters.items():
             started = clock()
@@ -1043,38 +1048,66 @@ def compare_modes(
             seconds = clock() - started
             first = labels if first is None else first
             against = dices(labels, _truth(scan))
-            rows[mode].append(
-                {
-                    "seconds": seconds,
-                    "agreement": float(np.mean(list(dices(labels, first).values()))),
-                    "mean": float(np.mean(list(against.values()))),
-                    **against,
-                }
-            )
+            found[mode] = {
+                "seconds": seconds,
+                "shared": {name: _shared(labels, first, name) for name in REGIONS},
+                "mean": float(np.mean(list(against.values()))),
+                **against,
+            }
+        return found
+
+    measured = []
+    for case in tqdm(cases, "compare", disable=not progress, leave=False):
+        file = None if keep is None else keep / f"{case.case_id}.json"
+        if file is not None and file.is_file():
+            measured.append(json.loads(file.read_text(encoding="utf-8")))
+            continue
+        measured.append(measure(case))
+        if file is not None:
+            write_json_atomic(file, measured[-1])
     patients = np.array([patient_digest(case.patient) for case in cases])
-    reference = rows[modes[0]]
+
+    def columns(mode: str) -> dict[str, NDArray[np.float64]]:
+        return {
+            name: np.array([found[mode][name] for found in measured])
+            for name in ("seconds", "mean", *REGIONS)
+        }
+
+    reference = columns(modes[0])
     answer: dict[str, Any] = {
         "n": len(cases),
         "clock": "processor" if on_cpu else "wall",
         "modes": {},
     }
-    for mode, values in rows.items():
-        columns = {
-            name: np.array([row[name] for row in values]) for name in ("mean", *REGIONS)
-        }
-        before = {name: np.array([row[name] for row in reference]) for name in columns}
+    for mode in modes:
+        found = columns(mode)
+        seconds = found.pop("seconds")
+        agreement = {}
+        for name in REGIONS:
+            both, total = np.sum(
+                [one[mode]["shared"][name] for one in measured], axis=0
+            )
+            agreement[name] = float(2 * both / total) if total else 1.0
         answer["modes"][mode] = {
-            "seconds": float(np.median([row["seconds"] for row in values])),
-            "times_as_fast": sum(row["seconds"] for row in reference)
-            / sum(row["seconds"] for row in values),
-            "agreement": float(np.mean([row["agreement"] for row in values])),
-            "dice": {name: float(column.mean()) for name, column in columns.items()},
+            "seconds": float(np.median(seconds)),
+            "times_as_fast": float(reference["seconds"].sum() / seconds.sum()),
+            "agreement": float(np.mean(list(agreement.values()))),
+            "agreement_by_region": agreement,
+            "dice": {name: float(column.mean()) for name, column in found.items()},
             "difference": {
-                name: summary(column - before[name], patients, draws)
-                for name, column in columns.items()
+                name: summary(column - reference[name], patients, draws)
+                for name, column in found.items()
             },
         }
     return answer
+
+
+def _shared(
+    first: NDArray[np.uint8], second: NDArray[np.uint8], name: str
+) -> list[int]:
+    """Voxels of a region in both, and the sum of those in each."""
+    one, other = region(first, name), region(second, name)
+    return [int((one & other).sum()), int(one.sum() + other.sum())]
 
 
 # ---------------------------------------------------------------------------------- predict

@@ -2,7 +2,7 @@
 
 :func:`run_lab` is the only writer of the shipped networks and of the result
 ``brain-lab``.  Each step that is already done is not done again, so it can be stopped and
-called anew.
+called anew.  What was done with other data or other networks is noticed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from medimg_utils.brain.simulate import ensure_release
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe
 from medimg_utils.io import write_json_atomic
-from medimg_utils.training import BEST, LOG, load_tensors, read_log
+from medimg_utils.release import describe_release, digest_of
+from medimg_utils.training import BEST, LOG, RunError, load_tensors, read_log
 
 NAME = "brain-lab"
 UNSEEN = "unseen-patients"
 QUICK = 24  # patients on whom both quick modes are compared
-COMPARED = 3  # of them with the reference: minutes of a core for each
+COMPARED = 20  # of them with the reference: a minute or two of a core for each
 DIGITS = 4  # of the numbers of a single patient
 
 
@@ -66,28 +67,44 @@ def run_lab(
 
     Returns:
         The stored result.
+
+    Raises:
+        RunError: `runs` holds a run that was trained on other data.
     """
     release = ensure_release("lab")
     for fold in folds:
         run = runs / f"{NAME}-fold{fold}"
         if not (run / BEST).with_suffix(".json").is_file():
             train(release, run, experiment, fold=fold, resume=True, progress=progress)
+        _check_data(run, release)
     shipped = runs / f"{NAME}-fold{folds[0]}"
     about = (shipped / BEST).with_suffix(".json")
-    if json.loads(about.read_text(encoding="utf-8"))["chosen_on"] is None:
-        choose_anew(shipped, ensure_release("lab-choice"), progress=progress)
+    choice = ensure_release("lab-choice")
+    chosen_on = json.loads(about.read_text(encoding="utf-8"))["chosen_on"]
+    present = describe_release(choice).get("simulation")
+    if chosen_on is None or chosen_on.get("simulation") != present:
+        choose_anew(shipped, choice, progress=progress)
     pretrained.store(NAME, {stage: shipped / stage / BEST for stage in STAGES}, about)
     other = ensure_release("lab-test")
     unseen = _evaluate_once(shipped / f"{UNSEEN}.json", other, shipped, progress)
+    of = _of(shipped, other)
     quick = _once(
         shipped / "quick-modes.json",
+        of | {"patients": QUICK},
         lambda: compare_modes(
             other, shipped, limit=QUICK, modes=MODES[1:], progress=progress
         ),
     )
     modes = _once(
         shipped / "modes.json",
-        lambda: compare_modes(other, shipped, limit=compared, progress=progress),
+        of | {"patients": compared},
+        lambda: compare_modes(
+            other,
+            shipped,
+            limit=compared,
+            keep=shipped / f"modes-{'-'.join(of.values())}",
+            progress=progress,
+        ),
     )
     others = {}
     for fold in folds[1:]:
@@ -117,10 +134,14 @@ def run_lab(
         "survival": {
             "unseen patients": unseen["survival"],
             "training release": _once(
-                shipped / "survival.json", lambda: _true_masks(release)
+                shipped / "survival.json",
+                describe_release(release),
+                lambda: _true_masks(release),
             ),
             "large cohort": _once(
-                shipped / "large-cohort.json", lambda: recovered([release, other])
+                shipped / "large-cohort.json",
+                {"releases": [describe_release(one) for one in (release, other)]},
+                lambda: recovered([release, other]),
             ),
         },
         "about": {
@@ -225,11 +246,41 @@ def recovered(releases: Sequence[Path], *, trees: int = 100) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ storing
 
 
-def _once(file: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the file holds; measured and written where there is none."""
-    if not file.is_file():
-        write_json_atomic(file, measure())
-    return json.loads(file.read_text(encoding="utf-8"))
+def _check_data(run: Path, release: Path) -> None:
+    """Refuse a run that was trained on another simulation than the present one."""
+    facts = json.loads((run / BEST).with_suffix(".json").read_text(encoding="utf-8"))
+    trained_on = facts["data"].get("simulation")
+    present = describe_release(release).get("simulation")
+    if trained_on != present:
+        raise RunError(
+            f"{run} was trained on the simulation {trained_on}, but {release} holds "
+            f"{present}. Give another folder for the runs, or delete this one."
+        )
+
+
+def _of(run: Path, release: Path) -> dict[str, str]:
+    """What an answer depends on: the data, the networks, and how they are used."""
+    files = [run / stage / BEST for stage in STAGES]
+    files.append((run / BEST).with_suffix(".json"))
+    digests = "".join(digest_of(file)[:4] for file in files)
+    return {
+        "simulation": str(describe_release(release).get("simulation")),
+        "networks": digests,
+    }
+
+
+def _once(
+    file: Path, of: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What the file holds about this; measured and written where it does not."""
+    if file.is_file():
+        stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if stored.pop("of", None) == of:
+            return stored
+    write_json_atomic(file, {**measure(), "of": of})
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    del found["of"]
+    return found
 
 
 def _evaluate_once(
@@ -237,7 +288,11 @@ def _evaluate_once(
 ) -> dict[str, Any]:
     """Evaluate unless the answer is stored already; short rows, with what is known."""
     truth = release / "simulation-truth.csv"
-    answer = _once(file, lambda: evaluate(release, run, truth=truth, progress=progress))
+    answer = _once(
+        file,
+        _of(run, release),
+        lambda: evaluate(release, run, truth=truth, progress=progress),
+    )
     with truth.open(newline="", encoding="utf-8") as stream:
         known = {row["BraTS18ID"]: row for row in csv.DictReader(stream)}
     told = ("sex", "field_t", "location", "side", "pattern", "foci", "satellites")

@@ -675,7 +675,7 @@ class Tissues:
 
 
 #: Levels of the potential at the two surfaces of the cortex.
-_WHITE_LEVEL, _CSF_LEVEL = 0.45, -0.24
+_WHITE_LEVEL, _CSF_LEVEL = 0.46, -0.27
 
 
 def sample_tissues(
@@ -691,7 +691,9 @@ def sample_tissues(
     """
     at = template.at(mni, *CHANNELS)
     cortex = at["potential"] + folds * (1 - 0.6 * at["cerebellum"])
-    width = 0.075 * max(spacing, 0.8)
+    # The potential changes by 0.25 a mm: its standard deviation in a voxel.  A sulcus is
+    # thinner than a large voxel; a wider flank than that of 2 mm would fill it up.
+    width = 0.045 * min(max(spacing, 0.8), 2.0)
     white = torch.sigmoid((cortex - _WHITE_LEVEL) / width)
     csf = torch.sigmoid((_CSF_LEVEL - cortex) / width)
     deep = at["deep"].clamp(0, 1)

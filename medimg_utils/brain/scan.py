@@ -145,7 +145,7 @@ def random_protocol(permeability: float, generator: np.random.Generator) -> Prot
         tissues["white"], t2=1.12 * tissues["white"].t2, pd=1.03 * tissues["white"].pd
     )
     glioma = tissues["glioma"]
-    tissues["glioma"] = replace(glioma, t1=0.9 * glioma.t1, t2=0.82 * glioma.t2)
+    tissues["glioma"] = replace(glioma, t1=0.8 * glioma.t1, t2=0.84 * glioma.t2)
     necrosis = tissues["necrosis"]
     tissues["necrosis"] = replace(necrosis, t2=0.65 * necrosis.t2)
     tissues["nuclei"] = replace(grey, t1=0.85 * grey.t1, t2=0.95 * grey.t2)
@@ -212,8 +212,8 @@ def _random_acquisition(
         blur=u(0.35, 0.75),
         matrix=float(generator.choice([1.0, u(0.6, 0.9)], p=[0.7, 0.3])),
         noise=float(np.exp(generator.normal(math.log(0.022), 0.45))),
-        bias=float(u(0.02, 0.13) * (1.3 if field > 2 else 1.0)),
-        gamma=float(np.exp(generator.normal(0, 0.10))),
+        bias=float(u(0.03, 0.16) * (1.3 if field > 2 else 1.0)),
+        gamma=float(np.exp(generator.normal(0, 0.13))),
         level=float(np.exp(generator.normal(math.log(300), 0.6))),
         shift=tuple(float(s) for s in generator.normal(0, 0.25, 3)),  # type: ignore[arg-type]
         ghost=float(generator.choice([0.0, u(0.01, 0.05)], p=[0.9, 0.1])),
@@ -288,8 +288,9 @@ def signal(head: Head, protocol: Protocol, name: str) -> Tensor:
     grey = torch.lerp(cortex, nuclei, head.deep)
     grey = grey * (1 + 0.02 * head.texture)
     csf = of("csf")
-    # refocusing pulses on other slices saturate white matter: magnetisation transfer
-    transfer = 0.80 if name == "flair" else 1.0
+    # refocusing pulses on other slices saturate white matter by magnetisation transfer
+    # to macromolecules, of which oedema has fewer in a volume
+    transfer = 0.76 + 0.24 * water.clamp(max=1) if name == "flair" else 1.0
     mixed = (
         shares.csf * csf
         + shares.grey * grey
@@ -435,7 +436,7 @@ def _profile(size: int, places: Tensor, thickness: float) -> Tensor:
 
 def _between(size: int, places: Tensor, shift: float) -> Tensor:
     """Linear interpolation between slices at ``places``, to ``size`` voxels."""
-    x = torch.arange(size, dtype=torch.float32) + shift
+    x = torch.arange(size, dtype=torch.float32) - shift
     step = places[1] - places[0]
     at = ((x - places[0]) / step).clamp(0, len(places) - 1)
     return (1 - (at[:, None] - torch.arange(len(places))[None]).abs()).clamp(min=0)

@@ -43,7 +43,7 @@ from medimg_utils.settings import Settings, get_settings
 from medimg_utils.simulation import Part, needs_work, remove_older, write_in_parts
 
 #: Version of the simulation: another version gives other images for the same seed.
-VERSION = 1
+VERSION = 2
 #: Low-grade gliomas among the 285 training cases of BraTS 2018.
 LGG_RATE = 75 / 285
 

@@ -56,8 +56,10 @@ FREQUENCY = {
 #: mm²/unit of time in white and grey matter, for cells and for oedema; cells double
 #: within about a unit.
 _CELLS, _WATER = (6.0, 1.2), (8.0, 0.3)
+#: Voxels ahead of the front that take part.
+_FOOT = 10
 #: Distance of the seed from the middle of the brain in mm: mean and standard deviation.
-_SEED_DISTANCE = (47.0, 7.0)
+_SEED_DISTANCE = (44.0, 7.0)
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ def random_glioma(grade: str, generator: np.random.Generator) -> Glioma:
     high = grade == "HGG"
     whole = float(np.clip(np.exp(generator.normal(np.log(117), 0.5)), 24, 235))
     if high:
-        share = np.clip(generator.normal(0.44, 0.16), 0.10, 0.80)
+        share = np.clip(generator.normal(0.42, 0.15), 0.10, 0.80)
         pattern = str(generator.choice(["ring", "solid", "none"], p=[0.68, 0.26, 0.06]))
-        rim = np.clip(generator.normal(0.61, 0.18), 0.12, 0.95)
+        rim = np.clip(generator.normal(0.54, 0.17), 0.10, 0.92)
     else:
         share = np.clip(generator.normal(0.52, 0.18), 0.15, 0.88)
         pattern = str(generator.choice(["ring", "solid", "none"], p=[0.06, 0.24, 0.70]))
@@ -121,13 +123,13 @@ def random_glioma(grade: str, generator: np.random.Generator) -> Glioma:
         foci=int(generator.choice([1, 2, 3], p=[0.5, 0.33, 0.17])),
         satellites=int(generator.choice([0, 1, 2], p=[0.86, 0.11, 0.03])),
         expansion=float(generator.uniform(0.2, 1.4) * (1.0 if high else 0.6)),
-        fluid=float(generator.beta(1.6, 2.2) if high else generator.beta(1.2, 5)),
+        fluid=float(generator.beta(2.0, 3.0) if high else generator.beta(1.2, 5)),
         bleeding=float(
             generator.choice([0, generator.uniform(0.05, 0.3)], p=[0.6, 0.4])
         )
         if high
         else 0.0,
-        permeability=float(np.exp(generator.normal(np.log(0.24), 0.4))),
+        permeability=float(np.exp(generator.normal(np.log(0.23), 0.3))),
         seed=int(generator.integers(2**62)),
     )
 
@@ -341,7 +343,11 @@ def spread(
             high = [
                 max(n, int(s)) for n, s in zip(high, where.max(0).values, strict=True)
             ]
-        box = tuple(slice(max(a - 6, 0), b + 7) for a, b in zip(low, high, strict=True))
+        # the thin foot of the front decides on its speed: leave room for it
+        box = tuple(
+            slice(max(a - _FOOT, 0), b + _FOOT + 1)
+            for a, b in zip(low, high, strict=True)
+        )
         here, before = c[box], c[box].clone()
         change = rate[box] * before * (1 - before)
         for axis in range(3):
@@ -433,7 +439,7 @@ def push_aside(source: Tensor, tissues: Tissues, walls: list[Tensor]) -> Tensor:
     scale = total / max(float(wish.sum()), 1e-6)
     for _ in range(20):  # water filling: what one place cannot take goes to the others
         taken = torch.minimum(wish * scale, 0.66 * fluid)
-        scale *= total / max(float(taken.sum()), 1e-6)
+        scale = min(scale * total / max(float(taken.sum()), 1e-6), 1e9)
     given = given * min(1.0, float(taken.sum()) / max(total, 1e-6))
     taken = taken * float(given.sum()) / max(float(taken.sum()), 1e-6)
     conductance = [_pool_links(w, axis, brain) for axis, w in enumerate(walls)]
@@ -609,9 +615,9 @@ def compose(
     liquid = (liquid * (1 - soft)).clamp(0, 1) * share
     clots = noise(8)
     amount = torch.quantile(_some(clots[core]), 1 - glioma.bleeding)
-    blood = torch.sigmoid((clots - amount) / 0.15) * share * (1 - 0.5 * soft)
-    fade = 0.65 + 0.35 * torch.sigmoid((core_front + 12) / 6)
-    degree = torch.sigmoid(front_water / 1.8) * fade * torch.exp(0.12 * noise(9))
+    blood = 0.8 * torch.sigmoid((clots - amount) / 0.4) * share * (1 - 0.5 * soft)
+    fade = 0.75 + 0.25 * torch.sigmoid((core_front + 12) / 6)
+    degree = torch.sigmoid(front_water / 1.3) * fade * torch.exp(0.12 * noise(9))
     return Lesion(
         box=box,
         label=label,
@@ -640,15 +646,19 @@ def _enhancing(
     gaps = noise(17)
     if glioma.pattern == "ring":
         score = depth / thickness + 0.9 * small + 6 * (gaps - 1.3).clamp(min=0)
-        width = 0.7
+        width = 0.35
     else:
         score = 2 * gaps + 1.2 * thickness.log() / 0.45 + 0.8 * small + 0.1 * depth
-        width = 0.5
+        width = 0.2
     wanted = min(round(glioma.enhancing / voxel), int(core.sum()))
     if wanted < 1:
         return torch.zeros_like(core), torch.zeros_like(depth)
     limit = score[core].sort().values[wanted - 1]
-    return core & (score <= limit), torch.sigmoid((limit - score) / width)
+    # nobody outlines a speck of 2 mm
+    found = core & (score <= limit)
+    mask = _without_islands(found, 0.03 / voxel)
+    soft = torch.sigmoid((limit - score) / width)
+    return mask, torch.where(found & ~mask, 0.3 * soft, soft)
 
 
 def _some(values: Tensor) -> Tensor:

@@ -357,7 +357,7 @@ def enhance(
     >>> round(float(t1), 3)
     200.0
     """
-    per_ms = torch.as_tensor(concentration, dtype=t1.dtype, device=t1.device) / 1000
+    per_ms = torch.as_tensor(concentration, device=t1.device) / 1000
     return 1 / (1 / t1 + r1 * per_ms), 1 / (1 / t2 + r2 * per_ms)
 
 

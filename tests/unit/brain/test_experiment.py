@@ -262,15 +262,24 @@ def test_mode_and_rule_can_be_chosen_on_more_patients(run, tmp_path, write_relea
         evaluate(other, mine, progress=False)
 
 
-def test_modes_are_compared_on_the_same_patients(run, brats):
-    answer = compare_modes(
-        brats, run, limit=1, modes=("fast", "one-pass"), draws=10, progress=False
-    )
+def test_modes_are_compared_on_the_same_patients(run, brats, tmp_path, monkeypatch):
+    options = {
+        "limit": 1, "modes": ("fast", "one-pass"), "draws": 10, "progress": False,
+        "keep": tmp_path,
+    }  # fmt: skip
+    answer = compare_modes(brats, run, **options)
+    with monkeypatch.context() as patch:  # what was measured is not measured again
+        patch.delattr(experiment.Segmenter, "labels")
+        assert compare_modes(brats, run, **options) == answer
     assert answer["n"] == 1
     fast, one_pass = answer["modes"]["fast"], answer["modes"]["one-pass"]
     assert fast["times_as_fast"] == 1
     assert fast["agreement"] == 1
     assert fast["difference"]["mean"]["mean"] == 0
+    assert fast["agreement_by_region"] == {"WT": 1, "TC": 1, "ET": 1}
+    assert one_pass["agreement"] == pytest.approx(
+        np.mean(list(one_pass["agreement_by_region"].values()))
+    )
     assert 0 <= one_pass["agreement"] <= 1
     assert one_pass["difference"]["WT"]["mean"] == pytest.approx(
         one_pass["dice"]["WT"] - fast["dice"]["WT"]

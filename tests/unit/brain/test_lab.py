@@ -17,7 +17,9 @@ from medimg_utils.brain.inference import Segmenter
 from medimg_utils.brain.lab import recovered, run_lab
 from medimg_utils.brain.simulate import RELEASES, Survival, _simulate_patient
 from medimg_utils.errors import InputError
+from medimg_utils.release import describe_release
 from medimg_utils.settings import get_settings
+from medimg_utils.training import RunError
 
 SCRIPT = Path(lab.__file__).parents[2] / "data_scripts" / "lab.py"
 
@@ -65,7 +67,10 @@ def stored(tmp_path_factory, run, brats, write_release):
     write_truth(known, [case.case_id for case in read_brats(known)])
     choice = write_release(root / "choice", patients=2, first=200)
     releases = {"lab": known, "lab-choice": choice, "lab-test": other}
-    shutil.copytree(run, root / "runs" / "brain-lab-fold0")
+    about = shutil.copytree(run, root / "runs" / "brain-lab-fold0") / "best.json"
+    facts = json.loads(about.read_text())
+    facts["data"] |= describe_release(known)
+    about.write_text(json.dumps(facts))
     for folder in ("pretrained", "results"):
         (root / folder).mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -73,9 +78,12 @@ def stored(tmp_path_factory, run, brats, write_release):
         patch.setattr(pretrained, "FOLDER", root / "pretrained")
         patch.setattr(results, "FOLDER", root / "results")
         result = run_lab(root / "runs", compared=1, progress=False)
-        again = run_lab(root / "runs", compared=1, progress=False)
-    assert json.dumps(again) == json.dumps(result)
-    return root, result
+        with pytest.MonkeyPatch.context() as once:
+            for name in ("train", "evaluate", "compare_modes", "choose_anew"):
+                once.delattr(lab, name)  # what is done is not done again
+            again = run_lab(root / "runs", compared=1, progress=False)
+        assert json.dumps(again) == json.dumps(result)
+        yield root, result
 
 
 def test_the_result_says_all_that_the_pages_show(stored):
@@ -139,6 +147,28 @@ def test_a_stopped_lab_run_goes_on(stored):
     assert {"unseen-patients.json", "modes.json", "quick-modes.json"} <= kept
     table = result["survival"]["training release"]
     assert table["age"]["mse"] < table["mean"]["mse"]  # toys die of age
+
+
+def test_what_was_done_with_other_data_is_noticed(stored, monkeypatch):
+    root, _ = stored
+    seen = []
+    monkeypatch.setattr(lab, "evaluate", lambda data, *_, **__: seen.append(data) or {})
+    run = root / "runs" / "brain-lab-fold0"
+    file, other = run / "unseen-patients.json", root / "other"
+    simulation = other / "simulation.json"
+    before = file.read_text(), simulation.read_text()
+    assert "of" not in lab._once(file, lab._of(run, other), dict)
+    simulation.write_text(json.dumps({**json.loads(before[1]), "version": 2}))
+    anew = lab._once(file, lab._of(run, other), lambda: lab.evaluate(other) or {})
+    assert (seen, anew) == ([other], {})
+    known = root / "known" / "simulation.json"
+    learnt = known.read_text()
+    known.write_text(json.dumps({**json.loads(learnt), "version": 2}))
+    with pytest.raises(RunError, match="was trained on the simulation"):
+        run_lab(root / "runs", compared=1, progress=False)
+    file.write_text(before[0])
+    simulation.write_text(before[1])
+    known.write_text(learnt)
 
 
 def test_coefficients_are_recovered_where_they_are_true(tmp_path):

@@ -129,10 +129,45 @@ def plain(protocol, name, **changes):
 def means(head, values):
     """Mean signal of nearly pure CSF, grey and white matter far from the tumour."""
     calm = (head.core < 0.01) & (head.oedema < 0.01) & (head.blood < 0.02)
+    calm &= (head.rim < 0.1) & (head.stir < 0)  # moving CSF is not suppressed
     calm &= (head.dura < 0.02) & (head.lesions < 0.05) & (head.deep < 0.05) & head.brain
     shares = head.tissues
     masks = [(s > 0.95) & calm for s in (shares.csf, shares.grey, shares.white)]
     return [float(values[m].mean()) for m in masks]
+
+
+def test_contrasts_of_the_four_modalities(patients):
+    for case, head, _ in patients[:4]:
+        csf, grey, white = means(head, signal(head, case.protocol, "t1"))
+        assert csf < grey < white
+        csf, grey, white = means(head, signal(head, case.protocol, "t2"))
+        assert white < grey < csf
+        csf, grey, white = means(head, signal(head, case.protocol, "flair"))
+        assert csf < 0.5 * min(grey, white)
+        flair = signal(head, case.protocol, "flair")
+        wet = head.oedema > 0.6
+        assert float(flair[wet].mean()) > 1.1 * white
+
+
+def test_only_the_agent_tells_t1ce_from_t1(one):
+    case, head, _ = one
+    protocol = case.protocol
+    plain_t1 = protocol.acquisitions["t1"]
+    same = replace(protocol, acquisitions=protocol.acquisitions | {"t1ce": plain_t1})
+    none = replace(same, agent=dict.fromkeys(same.agent, 0.0))
+    before = signal(head, same, "t1")
+    torch.testing.assert_close(signal(head, none, "t1ce"), before)
+    after = signal(head, same, "t1ce")
+    gain = after / before.clamp(min=1e-6)
+    assert float(gain[head.enhancing > 0.8].median()) > 1.15
+    assert float(gain[head.blood > 0.8].median()) > 1.5
+    covered = head.core + head.dura + head.blood + head.bone
+    intact = (head.tissues.white > 0.99) & (covered < 1e-3)
+    assert intact.sum() > 1000
+    assert float((gain[intact] - 1).abs().max()) < 0.15
+    doubled = replace(same, agent=same.agent | {"tumour": 2 * same.agent["tumour"]})
+    rim = head.enhancing > 0.8
+    assert float(signal(head, doubled, "t1ce")[rim].mean()) > float(after[rim].mean())
 
 
 def test_necrosis_is_dark_and_its_rim_bright_after_contrast(one):
@@ -193,6 +228,21 @@ def test_outliers_and_missing_planes(one):
         empty = ~cut.any((0, 1))
         assert empty[planes[end]]
         assert empty[planes].sum() == round(0.1 * len(planes))
+
+
+def test_a_shift_moves_the_image(one):
+    case, head, _ = one
+    still = take(head, plain(case.protocol, "t1", axis=2), "t1").astype(float)
+    inner = np.zeros_like(still, bool)
+    inner[20:-20, 20:-20, 20:-20] = True
+    inner &= still > 0
+    for axis in range(3):  # in the plane, and across the slices
+        shift = [0.0, 0.0, 0.0]
+        shift[axis] = PLAN.spacing
+        protocol = plain(case.protocol, "t1", axis=2, shift=tuple(shift))
+        moved = take(head, protocol, "t1")
+        by_one, away = np.roll(still, 1, axis), np.abs(moved - still)[inner].mean()
+        assert np.abs(moved - by_one)[inner].mean() < 0.5 * away
 
 
 def test_every_seed_draws_another_scanner():

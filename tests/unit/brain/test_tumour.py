@@ -65,6 +65,27 @@ def seed_at(shape, *voxel):
 # --- what is drawn --------------------------------------------------------------------
 
 
+def test_volumes_are_drawn_like_those_of_real_cases():
+    """Median [range] of 20 public cases: 23.5 [0.4-104], 52 [9-139], 19 [1-72], 116."""
+    generator = np.random.default_rng(0)
+    drawn = [
+        random_glioma("LGG" if i % 4 == 3 else "HGG", generator) for i in range(2000)
+    ]
+    whole = np.array([g.whole for g in drawn])
+    core = np.array([g.core for g in drawn])
+    enhancing = np.array([g.enhancing for g in drawn])
+    assert np.median(whole) == pytest.approx(116, rel=0.12)
+    assert np.median(core - enhancing) == pytest.approx(23.5, rel=0.25)
+    assert np.median(whole - core) == pytest.approx(52, rel=0.25)
+    assert np.median(enhancing[enhancing > 1]) == pytest.approx(19, rel=0.25)
+    low, high = np.quantile(whole, [0.05, 0.95])
+    assert 26 < low < high < 240
+    # a quarter shows little or no enhancement
+    assert 0.15 < (enhancing < 2).mean() < 0.4
+    assert all(0 <= g.enhancing <= g.core <= g.whole for g in drawn)
+    assert 0.04 < np.mean([g.satellites > 0 for g in drawn]) < 0.2
+
+
 def test_low_grade_gliomas_enhance_less():
     def share(grade):
         generator = np.random.default_rng(1)
@@ -75,6 +96,23 @@ def test_low_grade_gliomas_enhance_less():
 
 
 # --- spread ---------------------------------------------------------------------------
+
+
+def test_the_front_runs_at_the_speed_of_fisher():
+    """In a uniform medium a front of c' = D c'' + r c (1 - c) nears 2 sqrt(D r)."""
+    shape = (61, 31, 31)
+    diffusivity, rate = 8.0, 1.3
+    arrival = spread(
+        torch.full(shape, diffusivity),
+        open_links(shape),
+        torch.full(shape, rate),
+        [(seed_at(shape, 0), 0.0)],  # a plane
+        1e6,
+    )
+    times = arrival[:, 15, 15]
+    speed = COARSE * 20 / float(times[50] - times[30])
+    # from below, and slower on a grid that resolves the front with few voxels
+    assert speed == pytest.approx(2 * np.sqrt(diffusivity * rate), rel=0.15)
 
 
 def test_a_tumour_in_a_uniform_medium_is_a_ball():
@@ -93,6 +131,20 @@ def test_a_tumour_in_a_uniform_medium_is_a_ball():
     assert float(r) < float(ball) * 1.12
     # mirror images of each other
     torch.testing.assert_close(arrival, arrival.flip(0), atol=1e-3, rtol=1e-4)
+
+
+def test_the_front_is_faster_in_white_matter():
+    shape = (41, 21, 21)
+    diffusivity = torch.full(shape, 6.0)
+    diffusivity[:20] = 1.2  # as in grey matter
+    arrival = spread(
+        diffusivity,
+        open_links(shape),
+        torch.ones(shape),
+        [(seed_at(shape, 20, 10, 10), 0.0)],
+        1e6,
+    )
+    assert arrival[29, 10, 10] < 0.7 * arrival[11, 10, 10]
 
 
 def test_nothing_enters_csf_or_passes_a_wall():
@@ -181,6 +233,32 @@ def test_tissue_moves_away_from_the_tumour_and_not_through_the_skull():
     assert through.abs().mean() < 0.3
 
 
+def test_volume_is_kept():
+    """The divergence of the displacement is the source, and the CSF gives the room."""
+    points = coarse_points()
+    tissues = head((-10.0, 0.0, 0.0))
+    source = source_at(25.0, 0.0, 0.0)
+    moved = push_aside(source, tissues, open_links(points.shape[:3]))
+    divergence = sum(
+        torch.gradient(moved[d], spacing=COARSE, dim=d)[0] for d in range(3)
+    )
+    surface = tissues.at["surface"]
+    given = float(source.sum())
+    core = (points - torch.tensor([25.0, 0, 0])).norm(dim=-1) < 24
+    assert float(divergence[core].sum()) == pytest.approx(given, rel=0.35)
+    # all in all nothing is gained or lost
+    assert abs(float(divergence[surface > -10].sum())) < 0.05 * given
+    # a pool of CSF gives as many times the room as it holds more CSF than the tissue
+    pool = (points - torch.tensor([-10.0, 0, 0])).norm(dim=-1) < 8
+    taken = [float(divergence[pool].mean())]
+    plain = push_aside(source, head(), open_links(points.shape[:3]))
+    divergence = sum(
+        torch.gradient(plain[d], spacing=COARSE, dim=d)[0] for d in range(3)
+    )
+    taken.append(float(divergence[pool].mean()))
+    assert taken[0] / taken[1] == pytest.approx(1 / 0.15, rel=0.35)
+
+
 def test_no_expansion_moves_nothing_and_more_moves_more():
     points = coarse_points()
     tissues, links = head((-10.0, 0.0, 0.0)), open_links(points.shape[:3])
@@ -191,6 +269,14 @@ def test_no_expansion_moves_nothing_and_more_moves_more():
         for s in (0.3, 0.6)
     )
     assert more.norm(dim=0).max() > 1.7 * some.norm(dim=0).max()
+
+
+def test_without_room_nothing_moves():
+    tissues = head()
+    nothing = torch.zeros_like(tissues.csf)
+    dry = Tissues(nothing, 1 - nothing, tissues.white, tissues.at)
+    moved = push_aside(source_at(25.0, 0.0, 0.0), dry, open_links(nothing.shape))
+    assert moved.norm(dim=0).max() < 1e-3
 
 
 def test_the_falx_holds_tissue_back():
@@ -221,6 +307,21 @@ def grown(brain):
     return {seed: grow(*brain, glioma(seed=seed)) for seed in (1, 2, 3)}
 
 
+def test_a_tumour_grows_in_the_cerebrum_and_pushes(brain, grown):
+    for growth in grown.values():
+        assert growth.location in LOCATIONS[1:8]
+        assert growth.side in ("left", "right")
+        assert 0.5 < float(growth.displacement.norm(dim=0).max()) < 15
+        core = growth.core > 0
+        volume = float(core.sum()) * COARSE**3 / 1000
+        assert volume == pytest.approx(40, rel=0.35)
+        assert (growth.oedema[core] > 0).float().mean() > 0.95
+        # on the side of its seed, mostly; the head is a little rotated
+        x = brain[1].pull[0]
+        right = float((x[core] > 0).float().mean())
+        assert right > 0.8 if growth.side == "right" else right < 0.2
+
+
 def test_the_same_seed_grows_the_same_tumour(brain, grown):
     again = grow(*brain, glioma(seed=2))
     assert torch.equal(again.core, grown[2].core)
@@ -249,6 +350,24 @@ def test_seeds_lie_where_gliomas_start(brain):
         0.66, abs=0.15
     )
     assert np.mean(distance) == pytest.approx(45, abs=4)
+
+
+def test_falx_and_tentorium_close_links(brain):
+    template, posed = brain
+    mni = posed.pull.movedim(0, -1)
+    tissues = sample_tissues(template, mni, posed.folds, COARSE)
+    links = tumour._walls(tissues)
+    # across the middle, high between the hemispheres, nothing passes
+    x, y, z = mni.unbind(-1)
+    # the template stores the distance from the middle plane in steps of 0.1 mm
+    crossing = (x[:-1] < -0.1) & (x[1:] > 0.1) & (tissues.at["surface"][1:] > 0)
+    high = crossing & (z[1:] > 62) & (y[1:].abs() < 30) & (z[1:] < 72)
+    assert int(high.sum()) > 50
+    assert links[0][high].max() == 0
+    # through the corpus callosum it does
+    callosum = crossing & (y[1:] > -15) & (y[1:] < 10) & (z[1:] > 19) & (z[1:] < 27)
+    assert int(callosum.sum()) > 10
+    assert links[0][callosum].mean() > 0.9
 
 
 # --- sub-regions ----------------------------------------------------------------------
