@@ -148,6 +148,17 @@ class Experiment:
     rendering: float = setting(
         0.0, why="strength of random grey curve, sharpness and noise"
     )
+    slices: float = setting(
+        1.0,
+        paper=1.0,
+        why="share of its slices that a training exam shows, others in each epoch",
+    )
+    twins: bool = setting(
+        False,
+        paper=False,
+        why="a step shows simulated twins together: one knee with and without a "
+        "finding, posed and rendered alike; other data have none",
+    )
     folds: int = setting(
         10, why="one in this many training exams is held out and chooses the epoch"
     )
@@ -157,6 +168,11 @@ class Experiment:
         why="exams that the regression of the three series is fitted on; the networks "
         "do not know those held out by heart",
     )
+    asked_again: int | None = setting(
+        None,
+        why="training exams that the trained networks answer, for what is known by "
+        "heart; None is all",
+    )
     specificity: float = setting(0.9, why="at which the score threshold is set")
 
 
@@ -164,24 +180,27 @@ EXPERIMENTS: dict[str, Experiment] = {
     "paper": Experiment(),
     "lab": Experiment(
         size="lab",
-        crop=144,
+        crop=160,
         backbone="squeezenet",
         shared=True,
         gain=1.0,
         probe=True,
         frozen=6,
-        epochs=12,
+        epochs=10,
         batch_size=4,
         algorithm="adamw",
-        learning_rate=2e-4,
+        learning_rate=4e-4,
         schedule="cosine",
         clip=1.0,
         rotation=6.0,
         shift=8.0,
         flip=0.0,
         rendering=0.3,
+        slices=0.5,
+        twins=True,
         folds=6,
         combination="out_of_fold",
+        asked_again=120,
     ),
     "tiny": Experiment(
         size="tiny",
@@ -249,13 +268,28 @@ def split(
         return Split(exams, read_release(data, "tune", allow_missing=allow_missing))
     held = check_fold(fold, experiment.folds)
     classes = ["".join(str(exam.labels[name]) for name in DIAGNOSES) for exam in exams]
+    pairs = twins(data, exams) if experiment.twins else None
     folds = patient_folds(
-        [exam.exam_id for exam in exams], classes, experiment.folds, seed
+        [exam.exam_id for exam in exams] if pairs is None else pairs,
+        classes,
+        experiment.folds,
+        seed,
     )
     return Split(
         [exam for exam, k in zip(exams, folds, strict=True) if k != held],
         [exam for exam, k in zip(exams, folds, strict=True) if k == held],
     )
+
+
+def twins(data: str | os.PathLike[str], exams: Sequence[Exam]) -> list[str] | None:
+    """Name of each exam's pair, where the release was simulated with twins."""
+    for place in (Path(data), Path(data).resolve().parent):
+        plan = place / "simulation.json"
+        if plan.is_file():
+            told = json.loads(plan.read_text(encoding="utf-8"))
+            if told.get("twins"):
+                return [str(int(exam.exam_id) // 2) for exam in exams]
+    return None
 
 
 # -------------------------------------------------------------------------------- train
@@ -363,6 +397,7 @@ def train(
             chosen,
             out / part.name,
             facts,
+            twins(data, sides.train) if chosen.twins else None,
             seed=seed,
             resume=resume,
             accelerator=accelerator,
@@ -381,9 +416,11 @@ def train(
         {},
         out.name,
     )
+    step = math.ceil(len(sides.train) / (chosen.asked_again or len(sides.train)))
+    asked = sides._replace(train=sides.train[::step])
     cases = {
         name: list(_cases(run, side, name, progress))
-        for name, side in sides._asdict().items()
+        for name, side in asked._asdict().items()
     }
     combinations = {
         "training": fit_combinations(cases["train"]),
@@ -454,6 +491,7 @@ def _train_part(
     experiment: Experiment,
     out: Path,
     facts: dict[str, Any],
+    pairs: list[str] | None,
     *,
     seed: int,
     accelerator: str,
@@ -471,6 +509,9 @@ def _train_part(
             crop=experiment.crop,
             augment=augment,
             seed=seed,
+            groups=None
+            if augment is None or pairs is None
+            else [int(p) for p in pairs],
         )
 
     augment = Augment(
@@ -479,6 +520,7 @@ def _train_part(
         experiment.shift,
         experiment.flip,
         experiment.rendering,
+        experiment.slices,
     )
     validation = opened(sides.validation)
     with torch.random.fork_rng(devices=[]):
@@ -496,7 +538,8 @@ def _train_part(
         [[float(exam.labels[name]) for name in part.diagnoses] for exam in sides.train]
     )
     if experiment.probe:
-        everyone = opened(sides.train)
+        still = Augment(experiment.crop, slices=experiment.slices)
+        everyone = opened(sides.train, still)
         network.probe((everyone[k]["image"] for k in range(len(everyone))), labels)
     share = positive_share(labels)
 
@@ -510,6 +553,9 @@ def _train_part(
         ),
         "cosine": warm_up_and_cosine,
     }
+    if pairs is not None:
+        worse = _with_the_finding(sides.train, pairs)
+        options |= {"labels": worse, "groups": pairs, "matched": 1.0}
     history = fit(
         network,
         opened(sides.train, augment),
@@ -539,6 +585,15 @@ def _train_part(
         "minutes": sum(row["seconds"] for row in history) / 60,
     }
     return network, told, history
+
+
+def _with_the_finding(exams: Sequence[Exam], pairs: Sequence[str]) -> list[bool]:
+    """Which of two twins has more labels."""
+    counts = [sum(exam.labels.values()) for exam in exams]
+    least: dict[str, int] = {}
+    for pair, count in zip(pairs, counts, strict=True):
+        least[pair] = min(count, least.get(pair, count))
+    return [count > least[pair] for pair, count in zip(pairs, counts, strict=True)]
 
 
 @torch.inference_mode()

@@ -87,6 +87,8 @@ class Augment:
         flip: probability of a left-right flip.
         rendering: strength of random grey curve, sharpness and noise; 0 leaves the
             grey values as they are, like the paper.
+        slices: share of the slices that is kept, spread over the series; 1 keeps all,
+            like the paper.
 
     >>> augment = Augment(crop=224, rotation=25, shift=25, flip=0.5)
     >>> random = torch.Generator().manual_seed(0)
@@ -99,6 +101,7 @@ class Augment:
     shift: float = 0.0
     flip: float = 0.0
     rendering: float = 0.0
+    slices: float = 1.0
 
     @classmethod
     def none(cls, crop: int) -> Augment:
@@ -106,7 +109,12 @@ class Augment:
         return cls(crop)
 
     def __call__(self, slices: Tensor, random: torch.Generator) -> Tensor:
-        """(S, H, W) uint8 → (S, crop, crop) uint8; every choice comes from `random`."""
+        """(S, H, W) uint8 → (S, crop, crop) uint8; every choice comes from `random`.
+
+        Where `slices` is below 1, fewer come back.
+        """
+        if self.slices < 1:
+            slices = slices[some_slices(len(slices), self.slices, random)]
         turn, right, down, flip = torch.rand(4, generator=random).tolist()
         angle = (2 * turn - 1) * self.rotation
         offset = ((2 * right - 1) * self.shift, (2 * down - 1) * self.shift)
@@ -120,6 +128,17 @@ class Augment:
         if self.rendering:
             slices = sharpness_and_noise(slices.float(), self.rendering, random)
         return slices.round().clamp(0, 255).to(torch.uint8)
+
+
+def some_slices(count: int, share: float, random: torch.Generator) -> Tensor:
+    """Indices of about a share of the slices, one from each of equally long stretches.
+
+    >>> some_slices(30, 0.5, torch.Generator().manual_seed(0)).diff().max() <= 3
+    tensor(True)
+    """
+    kept = max(1, round(count * share))
+    place = torch.arange(kept) + torch.rand(kept, generator=random)
+    return (place * (count / kept)).long().clamp(max=count - 1).unique()
 
 
 def pose(
