@@ -451,11 +451,12 @@ class Exams(Dataset):
 
 
 def collate(items: Sequence[Batch]) -> Batch:
-    """A batch of exams: their slices stay a list, since their numbers differ."""
+    """A batch of exams: slices and what belongs to them stay lists, as numbers differ."""
     return {
-        "image": [item["image"] for item in items],
-        "label": torch.stack([item["label"] for item in items]),
-        "image_id": [item["image_id"] for item in items],
+        key: torch.stack([item[key] for item in items])
+        if key == "label"
+        else [item[key] for item in items]
+        for key in items[0]
     }
 
 

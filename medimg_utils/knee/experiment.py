@@ -8,6 +8,7 @@ regressions that make one answer of three. Its folder holds
 |---|---|
 | `landmarks-SERIES.json` | the standard histogram of a series |
 | `SERIES-DIAGNOSIS/` or `SERIES/` | what `medimg_utils.training.fit` writes |
+| `SERIES/rehearsal/` | the same, where places of findings were learned before |
 | `best.safetensors` | the best weights of all networks |
 | `best.json` | settings, exams, combinations, thresholds; written last |
 
@@ -22,7 +23,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +36,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from medimg_utils import metrics, pretrained, results
+from medimg_utils import pretrained, results
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import choose, device_name, setting
 from medimg_utils.geometry import Geometry
 from medimg_utils.io import atomic_path, to_json, write_json_atomic
-from medimg_utils.knee import localise
+from medimg_utils.knee import localise, rehearsal
 from medimg_utils.knee.dataset import (
     DIAGNOSES,
     Exam,
@@ -62,6 +63,7 @@ from medimg_utils.knee.evaluation import (
     style_features,
     subgroups,
     summarise,
+    validation_auc,
 )
 from medimg_utils.knee.imagenet import load_imagenet
 from medimg_utils.knee.models import (
@@ -88,6 +90,7 @@ from medimg_utils.training import (
     warm_up_and_cosine,
 )
 
+REHEARSAL = "rehearsal"  # folder of what a network may learn beforehand
 SCALED_ON = 64  # training exams that the pooled features are scaled on
 ALGORITHMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -128,6 +131,14 @@ class Experiment:
     frozen: int = setting(
         0, paper=0, why="first layers of the features that keep their ImageNet weights"
     )
+    rehearse_epochs: int = setting(
+        0,
+        paper=0,
+        why="passes in which the features first learn where findings lie, which only "
+        "simulated exams tell; see `medimg_utils.knee.rehearsal`",
+    )
+    rehearse_rate: float = setting(3e-4, why="peak of the learning rate then")
+    rehearse_slices: int = setting(10, why="slices of an exam in a pass then")
     epochs: int = setting(50, paper=50, why="passes over the training set")
     batch_size: int = setting(1, paper=1, why="exams in a step")
     algorithm: str = setting("adam", paper="adam", why="optimiser")
@@ -281,6 +292,14 @@ def split(
     )
 
 
+def lesions_of(data: str | os.PathLike[str]) -> Path | None:
+    """Folder of the training exams' findings; only simulated releases have one."""
+    for place in (Path(data), Path(data).resolve().parent):
+        if (place / "lesions" / "train").is_dir():
+            return place / "lesions" / "train"
+    return None
+
+
 def twins(data: str | os.PathLike[str], exams: Sequence[Exam]) -> list[str] | None:
     """Name of each exam's pair, where the release was simulated with twins."""
     for place in (Path(data), Path(data).resolve().parent):
@@ -325,9 +344,7 @@ def parts_of(experiment: Experiment, exam: Exam) -> list[Part]:
 def build(experiment: Experiment, part: Part) -> MRNet:
     """The network of a part, with random weights."""
     features, width = BACKBONES[experiment.backbone]()
-    network = MRNet(features, width, len(part.diagnoses))
-    network.freeze(experiment.frozen)
-    return network
+    return MRNet(features, width, len(part.diagnoses))
 
 
 def train(
@@ -398,6 +415,7 @@ def train(
             out / part.name,
             facts,
             twins(data, sides.train) if chosen.twins else None,
+            lesions_of(data) if chosen.rehearse_epochs else None,
             seed=seed,
             resume=resume,
             accelerator=accelerator,
@@ -492,27 +510,22 @@ def _train_part(
     out: Path,
     facts: dict[str, Any],
     pairs: list[str] | None,
+    lesions: Path | None,
     *,
     seed: int,
     accelerator: str,
     **options: Any,
 ) -> tuple[MRNet, dict[str, Any], list[dict[str, Any]]]:
     """Train one network; its best weights, what is told of it, and its log."""
+    about: dict[str, Any] = {
+        "diagnoses": part.diagnoses,
+        "size": experiment.resize,
+        "crop": experiment.crop,
+        "seed": seed,
+    }
 
-    def opened(exams: Sequence[Exam], augment: Augment | None = None) -> Exams:
-        return Exams(
-            exams,
-            part.series,
-            standardiser,
-            diagnoses=part.diagnoses,
-            size=experiment.resize,
-            crop=experiment.crop,
-            augment=augment,
-            seed=seed,
-            groups=None
-            if augment is None or pairs is None
-            else [int(p) for p in pairs],
-        )
+    def opened(exams: Sequence[Exam]) -> Exams:
+        return Exams(exams, part.series, standardiser, **about)
 
     augment = Augment(
         experiment.crop,
@@ -522,13 +535,66 @@ def _train_part(
         experiment.rendering,
         experiment.slices,
     )
+    groups = None if pairs is None else [int(pair) for pair in pairs]
+    training = Exams(
+        sides.train,
+        part.series,
+        standardiser,
+        augment=augment,
+        groups=groups,
+        **about,
+    )
     validation = opened(sides.validation)
+    options |= {
+        "collate": collate,
+        "accelerator": accelerator,
+        "batch_size": experiment.batch_size,
+        "weight_decay": experiment.weight_decay,
+        "seed": seed,
+        "algorithm": ALGORITHMS[experiment.algorithm],
+        "clip": math.inf if experiment.clip is None else experiment.clip,
+    }
+    if pairs is not None:
+        worse = _with_the_finding(sides.train, pairs)
+        options |= {"labels": worse, "groups": pairs, "matched": 1.0}
+    settings = {**facts, "part": part._asdict()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed))
         network = build(experiment, part)
     origin = "none: random weights, as chosen"
     if experiment.imagenet:
         origin = load_imagenet(network.features, experiment.backbone)
+    network.freeze(experiment.frozen)
+    rehearsed = []
+    if lesions is not None:
+        places = rehearsal.Places(
+            sides.train,
+            part.series,
+            standardiser,
+            lesions=lesions / part.series,
+            slices=experiment.rehearse_slices,
+            augment=replace(augment, slices=1.0),
+            groups=groups,
+            **about,
+        )
+        pointer = rehearsal.Pointer(network)
+        rehearsed = fit(
+            pointer,
+            places,
+            loss=rehearsal.loss_of(pointer),
+            validate=lambda model: rehearsal.validate(model, validation),
+            best_by="val_auc",
+            out=out / REHEARSAL,
+            settings={**settings, "weights": origin},
+            epochs=experiment.rehearse_epochs,
+            learning_rate=experiment.rehearse_rate,
+            **options,
+        )
+        best, _ = load_tensors(out / REHEARSAL / BEST)
+        network.load_state_dict(rehearsal.network_weights(best))
+        origin += f"; then {experiment.rehearse_epochs} epochs with places of findings"
+    elif experiment.rehearse_epochs and options["progress"]:
+        tqdm.write("no lesions lie beside this release: training starts without places")
     if experiment.gain is not None:
         some = opened(sides.train[:: math.ceil(len(sides.train) / SCALED_ON)])
         network.scale(
@@ -539,7 +605,7 @@ def _train_part(
     )
     if experiment.probe:
         still = Augment(experiment.crop, slices=experiment.slices)
-        everyone = opened(sides.train, still)
+        everyone = Exams(sides.train, part.series, standardiser, augment=still, **about)
         network.probe((everyone[k]["image"] for k in range(len(everyone))), labels)
     share = positive_share(labels)
 
@@ -553,28 +619,18 @@ def _train_part(
         ),
         "cosine": warm_up_and_cosine,
     }
-    if pairs is not None:
-        worse = _with_the_finding(sides.train, pairs)
-        options |= {"labels": worse, "groups": pairs, "matched": 1.0}
     history = fit(
         network,
-        opened(sides.train, augment),
+        training,
         loss=loss,
         validate=lambda model: quick_validation(model, validation, share),
         best_by="val_loss",
         lowest=True,
         out=out,
-        settings={**facts, "part": part._asdict(), "weights": origin},
+        settings={**settings, "weights": origin},
         epochs=experiment.epochs,
-        batch_size=experiment.batch_size,
         learning_rate=experiment.learning_rate,
-        weight_decay=experiment.weight_decay,
-        seed=seed,
-        algorithm=ALGORITHMS[experiment.algorithm],
         schedule=schedules[experiment.schedule],
-        clip=math.inf if experiment.clip is None else experiment.clip,
-        collate=collate,
-        accelerator=accelerator,
         **options,
     )
     weights, stored = load_tensors(out / BEST)
@@ -582,7 +638,8 @@ def _train_part(
     told = {
         "weights": origin,
         "best": stored["best"],
-        "minutes": sum(row["seconds"] for row in history) / 60,
+        "minutes": sum(row["seconds"] for row in [*rehearsed, *history]) / 60,
+        "rehearsed": rehearsed,
     }
     return network, told, history
 
@@ -605,15 +662,9 @@ def quick_validation(model: nn.Module, data: Exams, share: Tensor) -> dict[str, 
         (model([i["image"].to(device)])[0].float().cpu(), i["label"]) for i in items
     ]
     logits, labels = (torch.stack(list(column)) for column in zip(*found, strict=True))
-    areas = {
-        f"val_auc_{name}": metrics.auc(labels[:, k].numpy(), logits[:, k].numpy())
-        for k, name in enumerate(data.diagnoses)
-    }
-    known = [area for area in areas.values() if not np.isnan(area)]
     return {
         "val_loss": float(weighted_loss(logits, labels, share)),
-        "val_auc": float(np.mean(known)) if known else float("nan"),
-        **areas,
+        **validation_auc(data.diagnoses, labels, logits),
     }
 
 
