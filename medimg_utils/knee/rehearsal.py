@@ -156,11 +156,11 @@ def in_cells(places: Tensor, start: float, step: int, cells: int) -> Tensor:
     >>> in_cells(places, 15, 16, 3)[0, 0].long().tolist()
     [[0, 4, 0], [0, 0, 0], [0, 0, 0]]
     """
-    half = WINDOW // 2
-    padded = F.pad(places, (half, half + step, half, half + step))
-    sums = F.avg_pool2d(padded, WINDOW, stride=1, divisor_override=1)
-    at = int(start) + 1 + step * torch.arange(cells, device=places.device)
-    return sums[:, :, at][:, :, :, at]
+    before = WINDOW // 2 - 1 - int(start)  # pixels of the first square outside
+    height, width = places.shape[-2:]
+    length = WINDOW + step * (cells - 1)
+    around = (before, length - before - width, before, length - before - height)
+    return F.avg_pool2d(F.pad(places, around), WINDOW, step, divisor_override=1)
 
 
 def place_loss(logits: Tensor, seen: Tensor) -> Tensor:
