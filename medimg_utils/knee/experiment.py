@@ -597,7 +597,10 @@ def _train_part(
         network.load_state_dict(rehearsal.network_weights(best))
         origin += f"; then {experiment.rehearse_epochs} epochs with places of findings"
     elif experiment.rehearse_epochs and options["progress"]:
-        tqdm.write("no lesions lie beside this release: training starts without places")
+        tqdm.write(
+            "No lesions lie beside this release, so the features do not rehearse with "
+            "places: more epochs are needed."
+        )
     if experiment.gain is not None:
         some = opened(sides.train[:: math.ceil(len(sides.train) / SCALED_ON)])
         network.scale(

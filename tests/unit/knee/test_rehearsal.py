@@ -204,5 +204,5 @@ def test_a_release_without_lesions_is_trained_without_rehearsal(
     release = write_mrnet(tmp_path, train=12, valid=1)
     (tmp_path / "lesions").rename(tmp_path / "elsewhere")
     train(release, tmp_path / "run", SHORT, **FAST | {"progress": True})
-    assert "without places" in capsys.readouterr().out
+    assert "do not rehearse" in capsys.readouterr().out
     assert not (tmp_path / "run/axial/rehearsal").exists()
