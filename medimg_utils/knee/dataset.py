@@ -395,6 +395,7 @@ class Exams(Dataset):
         crop: side of the square that is cut out of their middle.
         augment: None for evaluation.
         seed: of the augmentation.
+        groups: a number an exam; exams of one group are augmented alike.
 
     Each item is a dict: `image` (S, 1, crop, crop) uint8, `label` (D,) float32,
     `image_id`.
@@ -411,6 +412,7 @@ class Exams(Dataset):
         crop: int = 256,
         augment: Augment | None = None,
         seed: int = 0,
+        groups: Sequence[int] | None = None,
     ) -> None:
         if not exams:
             raise DatasetError("a data set needs at least one exam, but there is none.")
@@ -421,6 +423,7 @@ class Exams(Dataset):
         self.size = size
         self.augment = augment or Augment.none(crop)
         self.seed = seed
+        self.groups = range(len(exams)) if groups is None else groups
 
     def __len__(self) -> int:
         return len(self.exams)
@@ -435,7 +438,8 @@ class Exams(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        random = torch.Generator().manual_seed(stable_seed(self.seed, epoch, index))
+        drawn = stable_seed(self.seed, epoch, self.groups[index])
+        random = torch.Generator().manual_seed(drawn)
         exam = self.exams[index]
         return {
             "image": self.augment(torch.from_numpy(self.volume(index)), random)[
@@ -447,11 +451,12 @@ class Exams(Dataset):
 
 
 def collate(items: Sequence[Batch]) -> Batch:
-    """A batch of exams: their slices stay a list, since their numbers differ."""
+    """A batch of exams: slices and what belongs to them stay lists, as numbers differ."""
     return {
-        "image": [item["image"] for item in items],
-        "label": torch.stack([item["label"] for item in items]),
-        "image_id": [item["image_id"] for item in items],
+        key: torch.stack([item[key] for item in items])
+        if key == "label"
+        else [item[key] for item in items]
+        for key in items[0]
     }
 
 

@@ -168,6 +168,26 @@ def series_auc(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]
     }
 
 
+def validation_auc(
+    diagnoses: Sequence[str], labels: ArrayLike, scores: ArrayLike
+) -> dict[str, float]:
+    """`val_auc_<diagnosis>` and their mean `val_auc`, as a row of the training log.
+
+    Args:
+        diagnoses: D names.
+        labels: (N, D), 0 or 1.
+        scores: (N, D), higher is more suspicious.
+    """
+    columns = zip(np.asarray(labels).T, np.asarray(scores).T, strict=True)
+    areas = [metrics.auc(truth, score) for truth, score in columns]
+    known = [area for area in areas if not np.isnan(area)]
+    named = zip(diagnoses, areas, strict=True)
+    return {
+        "val_auc": float(np.mean(known)) if known else float("nan"),
+        **{f"val_auc_{name}": area for name, area in named},
+    }
+
+
 def summarise(
     cases: Sequence[Mapping[str, Any]],
     way: str,

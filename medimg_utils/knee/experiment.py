@@ -8,6 +8,7 @@ regressions that make one answer of three. Its folder holds
 |---|---|
 | `landmarks-SERIES.json` | the standard histogram of a series |
 | `SERIES-DIAGNOSIS/` or `SERIES/` | what `medimg_utils.training.fit` writes |
+| `SERIES/rehearsal/` | the same, where places of findings were learned before |
 | `best.safetensors` | the best weights of all networks |
 | `best.json` | settings, exams, combinations, thresholds; written last |
 
@@ -22,7 +23,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +36,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from medimg_utils import metrics, pretrained, results
+from medimg_utils import pretrained, results
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import choose, device_name, setting
 from medimg_utils.geometry import Geometry
 from medimg_utils.io import atomic_path, to_json, write_json_atomic
-from medimg_utils.knee import localise
+from medimg_utils.knee import localise, rehearsal
 from medimg_utils.knee.dataset import (
     DIAGNOSES,
     Exam,
@@ -62,6 +63,7 @@ from medimg_utils.knee.evaluation import (
     style_features,
     subgroups,
     summarise,
+    validation_auc,
 )
 from medimg_utils.knee.imagenet import load_imagenet
 from medimg_utils.knee.models import (
@@ -88,6 +90,7 @@ from medimg_utils.training import (
     warm_up_and_cosine,
 )
 
+REHEARSAL = "rehearsal"  # folder of what a network may learn beforehand
 SCALED_ON = 64  # training exams that the pooled features are scaled on
 ALGORITHMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -128,6 +131,14 @@ class Experiment:
     frozen: int = setting(
         0, paper=0, why="first layers of the features that keep their ImageNet weights"
     )
+    rehearse_epochs: int = setting(
+        0,
+        paper=0,
+        why="passes in which the features first learn where findings lie, which only "
+        "simulated exams tell; see `medimg_utils.knee.rehearsal`",
+    )
+    rehearse_rate: float = setting(3e-4, why="peak of the learning rate then")
+    rehearse_slices: int = setting(10, why="slices of an exam in a pass then")
     epochs: int = setting(50, paper=50, why="passes over the training set")
     batch_size: int = setting(1, paper=1, why="exams in a step")
     algorithm: str = setting("adam", paper="adam", why="optimiser")
@@ -148,6 +159,17 @@ class Experiment:
     rendering: float = setting(
         0.0, why="strength of random grey curve, sharpness and noise"
     )
+    slices: float = setting(
+        1.0,
+        paper=1.0,
+        why="share of its slices that a training exam shows, others in each epoch",
+    )
+    twins: bool = setting(
+        False,
+        paper=False,
+        why="a step shows simulated twins together: one knee with and without a "
+        "finding, posed and rendered alike; other data have none",
+    )
     folds: int = setting(
         10, why="one in this many training exams is held out and chooses the epoch"
     )
@@ -157,31 +179,42 @@ class Experiment:
         why="exams that the regression of the three series is fitted on; the networks "
         "do not know those held out by heart",
     )
+    asked_again: int | None = setting(
+        None,
+        why="training exams that the trained networks answer, for what is known by "
+        "heart; None is all",
+    )
     specificity: float = setting(0.9, why="at which the score threshold is set")
 
 
 EXPERIMENTS: dict[str, Experiment] = {
     "paper": Experiment(),
+    # One core takes about 20 s for a pass of the rehearsal over 400 exams, and 30 s for
+    # one of MRNet: three series in half an hour.
     "lab": Experiment(
         size="lab",
-        crop=144,
+        crop=160,
         backbone="squeezenet",
         shared=True,
         gain=1.0,
         probe=True,
-        frozen=6,
-        epochs=12,
+        frozen=3,
+        rehearse_epochs=24,
+        epochs=3,
         batch_size=4,
         algorithm="adamw",
-        learning_rate=2e-4,
+        learning_rate=3e-5,
         schedule="cosine",
         clip=1.0,
-        rotation=6.0,
-        shift=8.0,
+        rotation=10.0,
+        shift=12.0,
         flip=0.0,
-        rendering=0.3,
+        rendering=0.4,
+        slices=0.5,
+        twins=True,
         folds=6,
         combination="out_of_fold",
+        asked_again=120,
     ),
     "tiny": Experiment(
         size="tiny",
@@ -249,13 +282,36 @@ def split(
         return Split(exams, read_release(data, "tune", allow_missing=allow_missing))
     held = check_fold(fold, experiment.folds)
     classes = ["".join(str(exam.labels[name]) for name in DIAGNOSES) for exam in exams]
+    pairs = twins(data, exams) if experiment.twins else None
     folds = patient_folds(
-        [exam.exam_id for exam in exams], classes, experiment.folds, seed
+        [exam.exam_id for exam in exams] if pairs is None else pairs,
+        classes,
+        experiment.folds,
+        seed,
     )
     return Split(
         [exam for exam, k in zip(exams, folds, strict=True) if k != held],
         [exam for exam, k in zip(exams, folds, strict=True) if k == held],
     )
+
+
+def lesions_of(data: str | os.PathLike[str]) -> Path | None:
+    """Folder of the training exams' findings; only simulated releases have one."""
+    for place in (Path(data), Path(data).resolve().parent):
+        if (place / "lesions" / "train").is_dir():
+            return place / "lesions" / "train"
+    return None
+
+
+def twins(data: str | os.PathLike[str], exams: Sequence[Exam]) -> list[str] | None:
+    """Name of each exam's pair, where the release was simulated with twins."""
+    for place in (Path(data), Path(data).resolve().parent):
+        plan = place / "simulation.json"
+        if plan.is_file():
+            told = json.loads(plan.read_text(encoding="utf-8"))
+            if told.get("twins"):
+                return [str(int(exam.exam_id) // 2) for exam in exams]
+    return None
 
 
 # -------------------------------------------------------------------------------- train
@@ -291,9 +347,7 @@ def parts_of(experiment: Experiment, exam: Exam) -> list[Part]:
 def build(experiment: Experiment, part: Part) -> MRNet:
     """The network of a part, with random weights."""
     features, width = BACKBONES[experiment.backbone]()
-    network = MRNet(features, width, len(part.diagnoses))
-    network.freeze(experiment.frozen)
-    return network
+    return MRNet(features, width, len(part.diagnoses))
 
 
 def train(
@@ -363,6 +417,8 @@ def train(
             chosen,
             out / part.name,
             facts,
+            twins(data, sides.train) if chosen.twins else None,
+            lesions_of(data) if chosen.rehearse_epochs else None,
             seed=seed,
             resume=resume,
             accelerator=accelerator,
@@ -381,9 +437,11 @@ def train(
         {},
         out.name,
     )
+    step = math.ceil(len(sides.train) / (chosen.asked_again or len(sides.train)))
+    asked = sides._replace(train=sides.train[::step])
     cases = {
         name: list(_cases(run, side, name, progress))
-        for name, side in sides._asdict().items()
+        for name, side in asked._asdict().items()
     }
     combinations = {
         "training": fit_combinations(cases["train"]),
@@ -454,24 +512,23 @@ def _train_part(
     experiment: Experiment,
     out: Path,
     facts: dict[str, Any],
+    pairs: list[str] | None,
+    lesions: Path | None,
     *,
     seed: int,
     accelerator: str,
     **options: Any,
 ) -> tuple[MRNet, dict[str, Any], list[dict[str, Any]]]:
     """Train one network; its best weights, what is told of it, and its log."""
+    about: dict[str, Any] = {
+        "diagnoses": part.diagnoses,
+        "size": experiment.resize,
+        "crop": experiment.crop,
+        "seed": seed,
+    }
 
-    def opened(exams: Sequence[Exam], augment: Augment | None = None) -> Exams:
-        return Exams(
-            exams,
-            part.series,
-            standardiser,
-            diagnoses=part.diagnoses,
-            size=experiment.resize,
-            crop=experiment.crop,
-            augment=augment,
-            seed=seed,
-        )
+    def opened(exams: Sequence[Exam]) -> Exams:
+        return Exams(exams, part.series, standardiser, **about)
 
     augment = Augment(
         experiment.crop,
@@ -479,14 +536,71 @@ def _train_part(
         experiment.shift,
         experiment.flip,
         experiment.rendering,
+        experiment.slices,
+    )
+    groups = None if pairs is None else [int(pair) for pair in pairs]
+    training = Exams(
+        sides.train,
+        part.series,
+        standardiser,
+        augment=augment,
+        groups=groups,
+        **about,
     )
     validation = opened(sides.validation)
+    options |= {
+        "collate": collate,
+        "accelerator": accelerator,
+        "batch_size": experiment.batch_size,
+        "weight_decay": experiment.weight_decay,
+        "seed": seed,
+        "algorithm": ALGORITHMS[experiment.algorithm],
+        "clip": math.inf if experiment.clip is None else experiment.clip,
+    }
+    if pairs is not None:
+        worse = _with_the_finding(sides.train, pairs)
+        options |= {"labels": worse, "groups": pairs, "matched": 1.0}
+    settings = {**facts, "part": part._asdict()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed))
         network = build(experiment, part)
     origin = "none: random weights, as chosen"
     if experiment.imagenet:
         origin = load_imagenet(network.features, experiment.backbone)
+    network.freeze(experiment.frozen)
+    rehearsed = []
+    if lesions is not None:
+        places = rehearsal.Places(
+            sides.train,
+            part.series,
+            standardiser,
+            lesions=lesions / part.series,
+            slices=experiment.rehearse_slices,
+            augment=replace(augment, slices=1.0),
+            groups=groups,
+            **about,
+        )
+        pointer = rehearsal.Pointer(network)
+        rehearsed = fit(
+            pointer,
+            places,
+            loss=rehearsal.loss_of(pointer),
+            validate=lambda model: rehearsal.validate(model, validation),
+            best_by="val_auc",
+            out=out / REHEARSAL,
+            settings={**settings, "weights": origin},
+            epochs=experiment.rehearse_epochs,
+            learning_rate=experiment.rehearse_rate,
+            **options,
+        )
+        best, _ = load_tensors(out / REHEARSAL / BEST)
+        network.load_state_dict(rehearsal.network_weights(best))
+        origin += f"; then {experiment.rehearse_epochs} epochs with places of findings"
+    elif experiment.rehearse_epochs and options["progress"]:
+        tqdm.write(
+            "No lesions lie beside this release, so the features do not rehearse with "
+            "places: more epochs are needed."
+        )
     if experiment.gain is not None:
         some = opened(sides.train[:: math.ceil(len(sides.train) / SCALED_ON)])
         network.scale(
@@ -496,7 +610,8 @@ def _train_part(
         [[float(exam.labels[name]) for name in part.diagnoses] for exam in sides.train]
     )
     if experiment.probe:
-        everyone = opened(sides.train)
+        still = Augment(experiment.crop, slices=experiment.slices)
+        everyone = Exams(sides.train, part.series, standardiser, augment=still, **about)
         network.probe((everyone[k]["image"] for k in range(len(everyone))), labels)
     share = positive_share(labels)
 
@@ -512,23 +627,16 @@ def _train_part(
     }
     history = fit(
         network,
-        opened(sides.train, augment),
+        training,
         loss=loss,
         validate=lambda model: quick_validation(model, validation, share),
         best_by="val_loss",
         lowest=True,
         out=out,
-        settings={**facts, "part": part._asdict(), "weights": origin},
+        settings={**settings, "weights": origin},
         epochs=experiment.epochs,
-        batch_size=experiment.batch_size,
         learning_rate=experiment.learning_rate,
-        weight_decay=experiment.weight_decay,
-        seed=seed,
-        algorithm=ALGORITHMS[experiment.algorithm],
         schedule=schedules[experiment.schedule],
-        clip=math.inf if experiment.clip is None else experiment.clip,
-        collate=collate,
-        accelerator=accelerator,
         **options,
     )
     weights, stored = load_tensors(out / BEST)
@@ -536,9 +644,19 @@ def _train_part(
     told = {
         "weights": origin,
         "best": stored["best"],
-        "minutes": sum(row["seconds"] for row in history) / 60,
+        "minutes": sum(row["seconds"] for row in [*rehearsed, *history]) / 60,
+        "rehearsed": rehearsed,
     }
     return network, told, history
+
+
+def _with_the_finding(exams: Sequence[Exam], pairs: Sequence[str]) -> list[bool]:
+    """Which of two twins has more labels."""
+    counts = [sum(exam.labels.values()) for exam in exams]
+    least: dict[str, int] = {}
+    for pair, count in zip(pairs, counts, strict=True):
+        least[pair] = min(count, least.get(pair, count))
+    return [count > least[pair] for pair, count in zip(pairs, counts, strict=True)]
 
 
 @torch.inference_mode()
@@ -550,15 +668,9 @@ def quick_validation(model: nn.Module, data: Exams, share: Tensor) -> dict[str, 
         (model([i["image"].to(device)])[0].float().cpu(), i["label"]) for i in items
     ]
     logits, labels = (torch.stack(list(column)) for column in zip(*found, strict=True))
-    areas = {
-        f"val_auc_{name}": metrics.auc(labels[:, k].numpy(), logits[:, k].numpy())
-        for k, name in enumerate(data.diagnoses)
-    }
-    known = [area for area in areas.values() if not np.isnan(area)]
     return {
         "val_loss": float(weighted_loss(logits, labels, share)),
-        "val_auc": float(np.mean(known)) if known else float("nan"),
-        **areas,
+        **validation_auc(data.diagnoses, labels, logits),
     }
 
 

@@ -51,6 +51,7 @@ def _material(texture: str = "", **shares: float) -> Material:
 
 
 _FAT, _FLUID, _OEDEMA = "subcutaneous fat", "synovial fluid", "marrow oedema"
+_TORN = "torn meniscus"
 
 #: What the codes of a healthy knee are made of.
 MATERIALS: dict[int, Material] = {
@@ -268,18 +269,47 @@ def random_findings(
     return out
 
 
+def without(
+    findings: Iterable[Finding],
+    labels: Mapping[str, int],
+    generator: np.random.Generator,
+) -> list[Finding]:
+    """The same knee before something happened to it.
+
+    Findings of diagnoses that ``labels`` does not name are taken out, an intact ligament
+    takes the place of a torn one, and an exam that is still abnormal has a finding.
+    """
+    kept = []
+    for finding in findings:
+        gone = bool(finding.diagnosis) and not labels[finding.diagnosis]
+        gone |= finding.kind == "parameniscal cyst" and not labels["meniscus"]
+        if not gone:
+            kept.append(finding)
+        elif finding.diagnosis == "acl":
+            kept.append(Finding("", "ligament", float(generator.random())))
+    if labels["abnormal"] and not any(finding.diagnosis for finding in kept):
+        kind = str(generator.choice(["effusion", "cartilage defect", "marrow oedema"]))
+        kept.append(Finding("abnormal", kind, float(generator.uniform(0.1, 1))))
+    return kept
+
+
 def paint(
     knee: Knee, findings: Iterable[Finding], generator: np.random.Generator
 ) -> Canvas:
-    """A knee with findings, and with the fluid and ligament that every knee has."""
+    """A knee with findings, and with the fluid that every knee has.
+
+    Each finding has a randomness of its own: what else is painted does not change it.
+    """
     canvas = Canvas(knee)
     findings = list(findings)
+    seed = int(generator.integers(2**62))
     effusion = next((f for f in findings if f.kind == "effusion"), None)
-    _fill_with_fluid(canvas, effusion, generator)
+    _fill_with_fluid(canvas, effusion, np.random.default_rng([seed, 0]))
+    kinds = list(_PAINTERS)
     for finding in findings:
-        painter = _PAINTERS.get(finding.kind)
-        if painter is not None:
-            painter(canvas, finding, generator)
+        if finding.kind in _PAINTERS:
+            own = [seed, 1, kinds.index(finding.kind), finding.where == "lateral"]
+            _PAINTERS[finding.kind](canvas, finding, np.random.default_rng(own))
     return canvas
 
 
@@ -377,6 +407,7 @@ def _is_soft(canvas: Canvas, box: tuple[slice, slice, slice]) -> NDArray[np.bool
 def _ligament_curve(canvas: Canvas, generator: np.random.Generator) -> Curve:
     curve = anterior_cruciate(canvas.knee.landmarks)
     shift = generator.normal(0, 0.8, (2, 3))
+    shift[0, 0] = -1.0 - abs(shift[0, 0])  # into the notch: on the other side is bone
     t = np.linspace(0, 1, len(curve.points))[:, None]
     bow = generator.normal(0, 0.6, 3) * np.sin(np.pi * t)
     return Curve.through((curve.points + (1 - t) * shift[0] + t * shift[1] + bow)[::4])
@@ -438,11 +469,11 @@ def _complete_tear(
     place = generator.choice(
         [generator.uniform(0.15, 0.35), generator.uniform(0.4, 0.62)]
     )
-    gap = (1.2 + 3.0 * g) / curve.length
+    gap = (1.8 + 3.0 * g) / curve.length
 
     def share(shape: Tube, part: Grid) -> Array:
         close = np.exp(-(((shape.along - place) / (0.22 + 0.2 * g)) ** 2))
-        return (0.35 + 0.6 * close) * (0.55 + 0.6 * _noise(part, 3, generator))
+        return (0.35 + 0.8 * close) * (0.6 + 0.6 * _noise(part, 3, generator))
 
     # fluid and blood where the ligament is torn
     centre = curve.at(float(place))
@@ -465,7 +496,7 @@ def _complete_tear(
     fallen = curve.points + fall[:, None] * np.array(
         [0.0, 1.5 + 3.5 * g, -2.0 - 7.0 * g]
     )
-    keep = fallen[t > place]
+    keep = fallen[t > place + 0.7 * gap]
     stump = Curve.through(keep[:: max(1, len(keep) // 5)])
     _cruciate(canvas, stump, swelling, share, _SWOLLEN, "acl", generator, (0.03, 1.0))
 
@@ -563,12 +594,12 @@ def _meniscal_tear(
         torn = np.abs(r - 0.68 + 0.06 * wave) * _WIDTH < gap / 2
         torn &= np.abs(a - middle) < 1.4 * reach
     own = meniscus.voxels[torn]
-    _blend(canvas, own, signal, {_FLUID: 0.6, _OEDEMA: 0.35}, "meniscus", generator)
+    _blend(canvas, own, signal, {_FLUID: 0.3, _TORN: 0.65}, "meniscus", generator)
     halo = np.abs(a - middle) < 1.3 * reach
     halo &= ~torn & (np.abs(h - 0.5) * thick < 1.6) & (r > 0.2)
     if kind in ("horizontal", "complex"):
         soft = 0.10 + 0.2 * generator.random()
-        _blend(canvas, meniscus.voxels[halo], soft, {_OEDEMA: 0.7}, "", generator)
+        _blend(canvas, meniscus.voxels[halo], soft, {_TORN: 0.7}, "", generator)
 
 
 def _along(
@@ -642,7 +673,7 @@ def _intrasubstance(
     if generator.random() < 0.6:  # a line rather than a cloud
         spot &= np.abs(h - 0.5 + 0.1 * wave) * meniscus.thickness < 0.5
     share = 0.25 + 0.5 * finding.grade
-    tissue = {_FLUID: 0.4, _OEDEMA: 0.6}
+    tissue = {_FLUID: 0.2, _TORN: 0.75}
     _blend(canvas, meniscus.voxels[spot], share, tissue, "", generator)
 
 

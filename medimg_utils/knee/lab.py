@@ -102,6 +102,7 @@ def run_lab(
             "networks": {
                 part["name"]: {
                     "history": read_log(shipped / part["name"]),
+                    "rehearsed": part["rehearsed"],
                     "best": part["best"],
                     "weights": part["weights"],
                     "minutes": part["minutes"],

@@ -26,7 +26,7 @@ from medimg_utils.settings import get_settings
 
 ANATOMIES = ("knee1", "knee2", "knee3")
 #: Version of the prepared files: raise it when what they hold changes.
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)

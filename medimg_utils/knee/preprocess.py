@@ -87,6 +87,8 @@ class Augment:
         flip: probability of a left-right flip.
         rendering: strength of random grey curve, sharpness and noise; 0 leaves the
             grey values as they are, like the paper.
+        slices: share of the slices that is kept, spread over the series; 1 keeps all,
+            like the paper.
 
     >>> augment = Augment(crop=224, rotation=25, shift=25, flip=0.5)
     >>> random = torch.Generator().manual_seed(0)
@@ -99,6 +101,7 @@ class Augment:
     shift: float = 0.0
     flip: float = 0.0
     rendering: float = 0.0
+    slices: float = 1.0
 
     @classmethod
     def none(cls, crop: int) -> Augment:
@@ -106,20 +109,54 @@ class Augment:
         return cls(crop)
 
     def __call__(self, slices: Tensor, random: torch.Generator) -> Tensor:
-        """(S, H, W) uint8 → (S, crop, crop) uint8; every choice comes from `random`."""
+        """(S, H, W) uint8 → (S, crop, crop) uint8; every choice comes from `random`.
+
+        Where `slices` is below 1, fewer come back.
+        """
+        return self.with_places(slices, slices[:, None, :0, :0], random)[0]
+
+    def with_places(
+        self, slices: Tensor, places: Tensor, random: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The same for slices and for masks (S, D, H, W) that are posed like them.
+
+        Returns:
+            The slices, and (S, D, crop, crop) float32, the share of each pixel that lay
+            in the mask; empty masks stay empty.
+        """
+        if self.slices < 1:
+            kept = some_slices(len(slices), self.slices, random)
+            slices, places = slices[kept], places[kept]
         turn, right, down, flip = torch.rand(4, generator=random).tolist()
         angle = (2 * turn - 1) * self.rotation
         offset = ((2 * right - 1) * self.shift, (2 * down - 1) * self.shift)
         if self.rendering:
             table = grey_curve(self.rendering, random)
             slices = torch.from_numpy(np.take(table, slices.numpy(), mode="clip"))
-        if angle or any(offset) or flip < self.flip:
-            slices = pose(slices, self.crop, angle, offset, flip < self.flip)
-        else:
-            slices = middle(slices, self.crop)
+        moved = bool(angle or any(offset) or flip < self.flip)
+
+        def placed(images: Tensor) -> Tensor:
+            if moved:
+                return pose(images, self.crop, angle, offset, flip < self.flip)
+            return middle(images, self.crop)
+
+        slices = placed(slices)
+        if places.numel():
+            places = placed(places.flatten(0, 1)).unflatten(0, places.shape[:2])
         if self.rendering:
             slices = sharpness_and_noise(slices.float(), self.rendering, random)
-        return slices.round().clamp(0, 255).to(torch.uint8)
+        return slices.round().clamp(0, 255).to(torch.uint8), places.float()
+
+
+def some_slices(count: int, share: float, random: torch.Generator) -> Tensor:
+    """Indices of about a share of the slices, one from each of equally long stretches.
+
+    >>> some_slices(30, 0.5, torch.Generator().manual_seed(0)).diff().max() <= 3
+    tensor(True)
+    """
+    kept = max(1, round(count * share))
+    place = torch.arange(kept) + torch.rand(kept, generator=random)
+    return (place * (count / kept)).long().clamp(max=count - 1).unique()
 
 
 def pose(

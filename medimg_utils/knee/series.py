@@ -147,10 +147,10 @@ def random_scanner(generator: np.random.Generator) -> Scanner:
     }
     return Scanner(
         field=field,
-        noise=float(generator.uniform(0.015, 0.045) * (1.0 if field == 3.0 else 1.35)),
-        fat_suppression=float(generator.uniform(0.92, 0.985)),
+        noise=float(generator.uniform(0.025, 0.07) * (1.0 if field == 3.0 else 1.35)),
+        fat_suppression=float(generator.uniform(0.93, 1.0)),
         coils=coils,
-        correction=float(generator.uniform(0.5, 0.95)),
+        correction=float(generator.uniform(0.1, 0.85)),
         flow=float(generator.uniform(0.1, 0.55)),
         relaxation=relaxation,  # type: ignore[arg-type]
     )
@@ -173,7 +173,7 @@ def random_sequence(
     uniform = generator.uniform
     if plane == "coronal":
         return mr.Sequence(tr=float(uniform(500, 800)), te=float(uniform(9, 18)))
-    te = float(uniform(48, 72) if plane == "sagittal" else uniform(24, 40))
+    te = float(uniform(40, 66) if plane == "sagittal" else uniform(24, 40))
     tr = float(uniform(3200, 5200) if plane == "sagittal" else uniform(2600, 4200))
     return mr.Sequence(
         tr=tr,
@@ -187,12 +187,12 @@ def random_sequence(
 
 #: Field of view in mm: mean, standard deviation, least and most.
 _VIEW = {
-    "sagittal": (144.0, 7.0, 128.0, 165.0),
-    "coronal": (148.0, 8.0, 132.0, 170.0),
-    "axial": (140.0, 7.0, 126.0, 162.0),
+    "sagittal": (138.0, 9.0, 118.0, 165.0),
+    "coronal": (144.0, 10.0, 122.0, 172.0),
+    "axial": (128.0, 9.0, 110.0, 155.0),
 }
 #: Extent of a series across its slices in mm: mean and standard deviation.
-_COVERED = {"sagittal": (88.0, 5.0), "coronal": (94.0, 6.0), "axial": (108.0, 8.0)}
+_COVERED = {"sagittal": (92.0, 7.0), "coronal": (104.0, 9.0), "axial": (106.0, 11.0)}
 
 
 @dataclass(frozen=True)
@@ -223,16 +223,16 @@ def _random_frame(
     front, up = torch.tensor([0.0, 1, 0]), torch.tensor([0.0, 0, 1])
     if plane == "sagittal":
         down, right, through = -up, -front, -right_to_left  # from left to right
-        middle = (normal(0, 3), normal(4, 4), normal(6, 6))
+        middle = (normal(0, 4), normal(2, 6), normal(5, 8))
         if generator.random() < 0.15:
             through = -through
     elif plane == "coronal":
         down, right, through = -up, right_to_left, front  # from the back to the front
-        middle = (normal(0, 4), normal(4, 4), normal(4, 6))
+        middle = (normal(0, 5), normal(0, 5), normal(4, 8))
     else:
         down, right, through = -front, right_to_left, -up  # from above downward
-        middle = (normal(0, 4), normal(3, 4), normal(14, 6))
-    tilt = rotation((float(normal(0, 4)), float(normal(0, 4)), float(normal(0, 5))))
+        middle = (normal(0, 5), normal(3, 5), normal(12, 7))
+    tilt = rotation((float(normal(0, 5)), float(normal(0, 5)), float(normal(0, 6))))
     positions = (torch.arange(slices) - (slices - 1) / 2) * gap
     return _Frame(
         tilt @ down,
@@ -435,7 +435,7 @@ def _scan(
         int(SIZE * generator.uniform(0.72, 1.0)),
         int(SIZE * generator.uniform(0.85, 1.0)),
     )
-    image = mr.limit_resolution(image, kept, apodise=float(generator.uniform(0.1, 0.5)))
+    image = mr.limit_resolution(image, kept, apodise=float(generator.uniform(0.3, 0.9)))
     sigma = muscle * scanner.noise * float(generator.uniform(0.8, 1.25))
     if not suppressed:
         sigma *= 0.8
@@ -523,12 +523,15 @@ def _restlessness(generator: np.random.Generator) -> Tensor:
 
 # --- grey values ----------------------------------------------------------------------
 
-#: Quantile of the limb's signal that sets the scale, and the grey value it is led to.
-#: Chosen so that the quantiles of whole series lie near those of real ones (sagittal 44,
-#: 83 and 154, coronal 28, 96 and 193, axial 44, 102 and 186 at 50, 75 and 95 %).  Nine
-#: tenths of a limb are neither fluid nor lesion: findings do not move the scale.
+#: Quantile of the limb's signal that sets the scale, and the grey values that no signal
+#: and the anchor are led to.  Chosen so that the quantiles of whole series lie near those
+#: of real ones (5, 25, 50, 75 and 95 %: sagittal 11, 22, 44, 83, 154; coronal 3, 7, 28,
+#: 96, 193; axial 5, 14, 44, 102, 186).  Nine tenths of a limb are neither fluid nor
+#: lesion: findings do not move the scale.
 _ANCHOR = 0.90
-_GREY = {"sagittal": 146.0, "coronal": 192.0, "axial": 152.0}
+_GREY = {"sagittal": (7.0, 128.0), "coronal": (4.0, 170.0), "axial": (1.0, 182.0)}
+#: Exponent of the scanner's curve: above 1 it darkens what is darker than the anchor.
+_GAMMA = {"sagittal": 1.2, "coronal": 1.25, "axial": 1.05}
 
 
 def to_grey(
@@ -544,7 +547,9 @@ def to_grey(
     inside = image[limb] if bool(limb.any()) else image.flatten()
     inside = inside[:: max(1, len(inside) // 100_000)]
     anchor = max(float(inside.quantile(_ANCHOR)), 1e-9)
-    gamma = float(np.exp(generator.normal(0, 0.07)))
-    top = _GREY[plane] * float(np.exp(generator.normal(0, 0.03)))
-    grey = top * (image / anchor) ** gamma
+    gamma = _GAMMA[plane] * float(np.exp(generator.normal(0, 0.10)))
+    black, top = _GREY[plane]
+    black *= float(generator.uniform(0.3, 1.7))
+    top *= float(np.exp(generator.normal(0, 0.06)))
+    grey = black + (top - black) * (image / anchor) ** gamma
     return grey.round_().clamp_(0, 255).to(torch.uint8).numpy()

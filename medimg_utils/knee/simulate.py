@@ -17,17 +17,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import atomic_path, write_json_atomic, write_text_atomic
-from medimg_utils.knee.findings import DIAGNOSES, Finding, paint, random_findings
+from medimg_utils.knee.findings import (
+    DIAGNOSES,
+    Finding,
+    paint,
+    random_findings,
+    without,
+)
 from medimg_utils.knee.phantom import ANATOMIES, load_knee, prepare
 from medimg_utils.knee.series import PLANES, random_patient, random_scanner, render
 from medimg_utils.knee.soft_tissue import HABITUS
@@ -35,9 +41,11 @@ from medimg_utils.knee.texture import load_textures
 from medimg_utils.settings import Settings, get_settings
 from medimg_utils.simulation import Part, needs_work, remove_older, write_in_parts
 
+Kind = TypeVar("Kind")
+
 SPLITS = ("train", "valid")
 #: Version of the simulation: another version gives other pictures for the same seed.
-VERSION = 1
+VERSION = 2
 #: Which diagnoses go together, and how many exams of the release have them.  Training:
 #: Bien et al. 2018.  Validation: the totals are theirs (95 abnormal, 54 ACL tears, 52
 #: meniscal tears of 120), how many have both tears is our choice.
@@ -49,6 +57,15 @@ GROUPS = {
     "both": ("abnormal", "acl", "meniscus"),
 }
 TRAIN_MIX = {"normal": 217, "abnormal": 433, "meniscus": 272, "acl": 83, "both": 125}
+#: Twins: the groups of two exams of one knee that differ in one diagnosis.  As often as
+#: here they give the groups of the training split, up to 1 %.
+TWINS = {
+    ("both", "meniscus"): 70,
+    ("both", "acl"): 43,
+    ("meniscus", "abnormal"): 168,
+    ("acl", "abnormal"): 30,
+    ("abnormal", "normal"): 189,
+}
 VALID_MIX = {"normal": 25, "abnormal": 11, "meniscus": 30, "acl": 32, "both": 22}
 
 
@@ -64,6 +81,9 @@ class Simulation:
     habitus: the builds of these knees.
     train_mix, valid_mix: how often each of :data:`GROUPS` occurs; they are scaled to the
         number of exams.
+    twins: training exams come two by two, as :data:`TWINS` (not ``train_mix``) says:
+        0000 and 0001 show one knee in one scanner, and one has a finding that the other
+        lacks.
     """
 
     train: int
@@ -73,9 +93,14 @@ class Simulation:
     habitus: tuple[str, ...] = tuple(HABITUS)
     train_mix: Mapping[str, float] = field(default_factory=lambda: dict(TRAIN_MIX))
     valid_mix: Mapping[str, float] = field(default_factory=lambda: dict(VALID_MIX))
+    twins: bool = False
     version: int = VERSION
 
     def __post_init__(self) -> None:
+        if self.twins and self.train % 2:
+            raise InputError(
+                f"train is {self.train}; twins need an even number of exams"
+            )
         if min(self.train, self.valid) < 0 or self.train + self.valid < 1:
             raise InputError(
                 f"train is {self.train} and valid {self.valid}; whole numbers from 0 on "
@@ -123,7 +148,7 @@ TINY = Simulation(
 HELD_OUT = "knee3"
 _SEEN = tuple(anatomy for anatomy in ANATOMIES if anatomy != HELD_OUT)
 #: What the lab networks learn from; a fold of it chooses the epoch.
-LAB_TRAIN = Simulation(400, 0, seed=100, anatomies=_SEEN)
+LAB_TRAIN = Simulation(480, 0, seed=100, anatomies=_SEEN, twins=True)
 #: Two tests on unseen exams: of anatomies that were trained on, and of the one that was
 #: held out.  Their exams are all in ``valid``.
 LAB_TESTS = {
@@ -278,20 +303,37 @@ def schedule(plan: Simulation) -> dict[str, tuple[str, str]]:
     Names go on from the training split to the validation split, as in the release.
     """
     generator = np.random.default_rng([plan.seed, 0])
-    out: dict[str, tuple[str, str]] = {}
-    for split, count, mix in (
-        ("train", plan.train, plan.train_mix),
-        ("valid", plan.valid, plan.valid_mix),
-    ):
-        shares = np.array([mix.get(group, 0.0) for group in GROUPS])
-        wanted = shares / shares.sum() * count
-        whole = np.floor(wanted).astype(int)
-        missing = count - int(whole.sum())
-        whole[np.argsort(whole - wanted, kind="stable")[:missing]] += 1
-        groups = np.repeat(list(GROUPS), whole)
-        for group in generator.permutation(groups):
-            out[f"{len(out):04d}"] = (split, str(group))
-    return out
+    train: list[str]
+    if plan.twins:
+        pairs = _apportion(list(TWINS.items()), plan.train // 2)
+        order = generator.permutation(len(pairs))
+        # which of the two is first must not tell anything
+        train = [
+            group for k in order for group in generator.permutation(pairs[k]).tolist()
+        ]
+    else:
+        train = generator.permutation(_shares(plan.train_mix, plan.train)).tolist()
+    valid = generator.permutation(_shares(plan.valid_mix, plan.valid)).tolist()
+    rows = [("train", group) for group in train] + [("valid", g) for g in valid]
+    return {f"{k:04d}": row for k, row in enumerate(rows)}
+
+
+def _shares(mix: Mapping[str, float], count: int) -> list[str]:
+    return _apportion([(group, mix.get(group, 0.0)) for group in GROUPS], count)
+
+
+def _apportion(shares: Sequence[tuple[Kind, float]], count: int) -> list[Kind]:
+    """``count`` items, each kind as often as its share says: largest remainders."""
+    wanted = np.array([share for _, share in shares])
+    wanted = wanted / wanted.sum() * count
+    whole = np.floor(wanted).astype(int)
+    missing = count - int(whole.sum())
+    whole[np.argsort(whole - wanted, kind="stable")[:missing]] += 1
+    return [
+        kind
+        for (kind, _), number in zip(shares, whole, strict=True)
+        for _ in range(number)
+    ]
 
 
 def simulate_exam(
@@ -317,11 +359,19 @@ def simulate_exam(
     dict
         What the truth file says of the exam.
     """
-    generator = np.random.default_rng([plan.seed, 1, int(exam)])
-    labels = {name: int(name in GROUPS[group]) for name in DIAGNOSES}
+    number, twin = int(exam), ""
+    if plan.twins and split == "train":  # one knee: only the findings differ
+        number, twin = number // 2, f"{number ^ 1:04d}"
+    generator = np.random.default_rng([plan.seed, 1, number])
+    labels = _labels(group)
     patient = random_patient(plan.anatomies, plan.habitus, generator)
     scanner = random_scanner(generator)
-    findings = random_findings(labels, patient.age, generator)
+    other = schedule(plan)[twin][1] if twin else group
+    if (other, group) in TWINS and twin:
+        worse = random_findings(_labels(other), patient.age, generator)
+        findings = without(worse, labels, np.random.default_rng([plan.seed, 3, number]))
+    else:
+        findings = random_findings(labels, patient.age, generator)
     knee = load_knee(patient.anatomy, patient.habitus, data_dir)
     canvas = paint(knee, findings, generator)
     record: dict[str, Any] = {
@@ -339,7 +389,7 @@ def simulate_exam(
     }
     for plane in PLANES:
         # a series of its own randomness: what happens in one changes no other
-        own = np.random.default_rng([plan.seed, 2, int(exam), PLANES.index(plane)])
+        own = np.random.default_rng([plan.seed, 2, number, PLANES.index(plane)])
         series = render(canvas, patient, scanner, plane, own, data_dir)
         _write_array(out / "MRNet-v1.0" / split / plane / f"{exam}.npy", series.volume)
         masks = {
@@ -354,6 +404,10 @@ def simulate_exam(
             "lesion pixels": {name: int(mask.sum()) for name, mask in masks.items()},
         }
     return record
+
+
+def _labels(group: str) -> dict[str, int]:
+    return {name: int(name in GROUPS[group]) for name in DIAGNOSES}
 
 
 def _describe(finding: Finding) -> dict[str, Any]:

@@ -289,6 +289,10 @@ def _refine(field: Array) -> Array:
     return fine[0, 0, :-1, :-1, :-1].numpy()
 
 
+#: From the middle of the patellar tendon to the skin in front of it, in mm.
+_OVER_TENDON = 7.5
+
+
 def _front(marks: dict[str, NDArray]) -> PchipInterpolator:
     """y of the skin in front of the knee as a function of z, in mm."""
     patella, pole, tubercle = (
@@ -305,7 +309,13 @@ def _front(marks: dict[str, NDArray]) -> PchipInterpolator:
         (patella[2] + 28, front + 4),
         (98.0, front + 5),
     )
-    return PchipInterpolator(*np.array(profile).T)
+    level, y = np.array(profile).T
+    # skin and fat cover the patellar tendon, also where the patella stands high
+    tendon = np.interp(level, (tubercle[2], pole[2]), (tubercle[1] + 1.8, pole[1] + 1))
+    between = (level > tubercle[2]) & (level < pole[2])
+    return PchipInterpolator(
+        level, np.where(between, np.maximum(y, tendon + _OVER_TENDON), y)
+    )
 
 
 def _limb(

@@ -96,6 +96,10 @@ TISSUES: dict[str, dict[float, Tissue]] = {
         1.5: Tissue(0.70, 850, 12, 0.0, _OURS),
         3.0: Tissue(0.70, 960, 11, 0.0, _OURS),
     },
+    "torn meniscus": {  # what seeps into a tear is bound and relaxes fast
+        1.5: Tissue(0.85, 480, 70, 0.0, _OURS),
+        3.0: Tissue(0.85, 560, 62, 0.0, _OURS),
+    },
     "ligament": {
         1.5: Tissue(0.65, 800, 11, 0.0, _UTE),
         3.0: Tissue(0.65, 900, 10, 0.0, _UTE),

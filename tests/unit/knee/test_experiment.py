@@ -121,6 +121,35 @@ def test_the_folds_cover_the_training_exams_once(mrnet):
         split(mrnet, TOY, 4)
 
 
+def test_twins_share_a_fold_and_a_step(tmp_path, write_mrnet, monkeypatch):
+    release = write_mrnet(tmp_path, train=24, valid=2)
+    chosen = replace(SHORT, twins=True, slices=0.5, batch_size=4)
+    assert experiment.twins(release, read_mrnet(release)) is None  # no such plan
+    (tmp_path / "simulation.json").write_text('{"twins": true}')
+    names = experiment.twins(release, read_mrnet(release))
+    assert names == [str(k // 2) for k in range(24)]
+    sides = split(release, chosen, 0)
+    for side in sides:
+        numbers = {int(exam.exam_id) for exam in side}
+        assert numbers == {number ^ 1 for number in numbers}
+    worse = experiment._with_the_finding(sides.train, names[: len(sides.train)])
+    assert len(worse) == len(sides.train)
+
+    steps = []
+    kept = experiment.fit
+
+    def fit(network, data, **options):
+        items = [data[1, k] for k in range(4)]
+        for one, other in (items[:2], items[2:]):
+            assert one["image"].shape[1:] == other["image"].shape[1:]
+        steps.append((options["matched"], len(options["groups"])))
+        return kept(network, data, **options)
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    train(release, tmp_path / "run", chosen, **FAST)
+    assert steps == [(1.0, len(sides.train))] * 3
+
+
 # ---------------------------------------------------------------- train, evaluate, predict
 
 

@@ -11,6 +11,7 @@ from medimg_utils.knee.findings import (
     Finding,
     paint,
     random_findings,
+    without,
 )
 from medimg_utils.knee.phantom import load_knee
 from medimg_utils.knee.shapes import Curve, tube
@@ -85,6 +86,34 @@ def test_degeneration_grows_with_age():
         return np.mean([any(f.kind == "horizontal" for f in exam) for exam in exams])
 
     assert rate(75) > rate(18) + 0.1
+
+
+def test_a_knee_before_a_tear_has_its_other_findings_and_a_ligament():
+    random = np.random.default_rng(5)
+    both = {"acl": 1, "meniscus": 1, "abnormal": 1}
+    for _ in range(60):
+        found = random_findings(both, 50, random)
+        before = without(found, both | {"acl": 0}, random)
+        assert [f for f in found if f.diagnosis != "acl"] == before[:-1] or any(
+            f.kind == "ligament" for f in before
+        )
+        assert {f.diagnosis for f in before} >= {"meniscus"}
+        assert not any(f.diagnosis == "acl" for f in before)
+        healthy = without(found, dict.fromkeys(both, 0), random)
+        assert not any(f.diagnosis for f in healthy)
+        assert sum(f.kind in ("ligament", "mucoid ligament") for f in healthy) == 1
+        left = without(found, both | {"acl": 0, "meniscus": 0}, random)
+        assert any(f.diagnosis == "abnormal" for f in left)
+        assert not any(f.kind == "parameniscal cyst" for f in left)
+
+
+def test_what_else_is_painted_does_not_change_a_finding(knee):
+    defect = Finding("abnormal", "cartilage defect", 0.7)
+    alone = painted(knee, LIGAMENT, defect)
+    more = painted(knee, LIGAMENT, Finding("meniscus", "radial", 0.5, "medial"), defect)
+    assert volume(alone, "abnormal") > 0
+    other = volume(more, "abnormal") - volume(more, "meniscus")
+    assert volume(alone, "abnormal") == other
 
 
 # --- the lesions ----------------------------------------------------------------------

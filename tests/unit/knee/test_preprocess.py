@@ -112,6 +112,20 @@ def test_one_draw_moves_all_slices_alike():
         assert not torch.equal(moved[0], same[0, 8:56, 8:56])
 
 
+def test_a_share_of_the_slices_is_spread_over_the_series():
+    volume = torch.arange(31, dtype=torch.uint8)[:, None, None].expand(-1, 8, 8)
+    augment = Augment(8, slices=0.5)
+    draws = [
+        augment(volume, torch.Generator().manual_seed(seed))[:, 0, 0].tolist()
+        for seed in range(40)
+    ]
+    assert set().union(*draws) == set(range(31))
+    for kept in draws:
+        assert 12 <= len(kept) <= 16
+        assert kept == sorted(set(kept))
+        assert np.diff([-1, *kept, 31]).max() <= 4
+
+
 def test_flips_come_as_often_as_asked():
     volume = smooth()
     augment = Augment(64, flip=0.3)
