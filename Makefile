@@ -155,8 +155,10 @@ $(OUTPUTS): $(PACKAGE) $(RELEASES) .cache/run-size
 	rm -rf .cache/notebooks
 	mkdir -p .cache && touch $@
 
-# Sphinx itself rebuilds the pages that changed; these it does not know of.
-$(PAGES): $(OUTPUTS) $(ASSETS) $(wildcard book/_ext/*.py book/_static/* book/_extra/vendor/*)
+# Sphinx itself rebuilds the pages that changed. Of these files it does not know, or not
+# that every page shows them: the table of contents is the sidebar of all pages.
+$(PAGES): $(OUTPUTS) $(ASSETS) _config.yml book/_toc.yml \
+		$(wildcard book/_ext/*.py book/_static/* book/_extra/vendor/*)
 	rm -rf _build
 	mkdir -p .cache && touch $@
 
