@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,8 @@ from medimg_utils import pretrained, results
 from medimg_utils.experiments import describe
 from medimg_utils.io import to_json, write_json_atomic
 from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
-from medimg_utils.pneumothorax.simulate import (
-    HELD_OUT,
-    LAB_TESTS,
-    ensure_release,
-    simulate_release,
-)
+from medimg_utils.pneumothorax.simulate import HELD_OUT, LAB_TESTS, ensure_release
 from medimg_utils.release import describe_release, digest_of
-from medimg_utils.settings import get_settings
-from medimg_utils.simulation import remove_older
 from medimg_utils.training import BEST, RunError, read_log
 
 NAME = "pneumothorax-lab"
@@ -53,8 +45,7 @@ def run_lab(
     Raises:
         RunError: ``runs`` holds a run that was trained on other data.
     """
-    data = get_settings().data
-    release = ensure_release("lab")
+    release = ensure_release("lab", progress=progress)
     present = describe_release(release)["simulation"]
     fold_values = {}
     for fold in folds:
@@ -71,10 +62,8 @@ def run_lab(
         )
     shipped = runs / f"{NAME}-fold{folds[0]}"
     tests = {"held-out-fold": fold_values[str(folds[0])]}
-    for name, plan in LAB_TESTS.items():
-        out = data / f"{NAME}-{name}"
-        remove_older(out, asdict(plan))
-        simulate_release(out, plan, data_dir=data, progress=progress)
+    for name in LAB_TESTS:
+        out = ensure_release(f"lab-{name}", progress=progress)
         tests[name] = _once(shipped / f"{name}.json", out, "lab", progress)
         tests[name]["cases"] = _with_truth(tests[name]["cases"], out)
     facts = json.loads((shipped / BEST).with_suffix(".json").read_text("utf-8"))

@@ -12,7 +12,7 @@ from medimg_utils import pretrained, results
 from medimg_utils.pneumothorax import lab
 from medimg_utils.pneumothorax.dataset import read_siim
 from medimg_utils.pneumothorax.experiment import EXPERIMENTS
-from medimg_utils.pneumothorax.simulate import LAB_TESTS, VERSION
+from medimg_utils.pneumothorax.simulate import LAB_TESTS, RELEASES, VERSION
 from medimg_utils.training import BEST, RunError
 
 TESTS = ("held-out-fold", *LAB_TESTS)
@@ -24,15 +24,16 @@ def lab_run(tmp_path_factory, release):
     root = tmp_path_factory.mktemp("lab")
     done = Counter()
 
-    def prepare(out, prefix, seed):
+    def prepare(size, **_):
         """The drawn chests, as a simulation of other patients would leave them."""
+        out, seed = root / "data" / size, RELEASES[size].seed
         if (out / "simulation.json").exists():
             return out
         shutil.copytree(release, out)
         rows = ["ImageId,view,side,kind,devices,findings,anatomy"]
         for record in read_siim(out):
             image = pydicom.dcmread(record.path)
-            image.PatientID = f"{prefix}{image.PatientID}"
+            image.PatientID = f"{seed}-{image.PatientID}"
             image.save_as(record.path)
             side, kind = ("R", "apical") if record.label else ("", "")
             rows.append(f"{record.image_id},PA,{side},{kind},marker,,chest3")
@@ -56,14 +57,7 @@ def lab_run(tmp_path_factory, release):
         patch.setitem(EXPERIMENTS, "lab", toy)
         patch.setattr(pretrained, "FOLDER", root / "pretrained")
         patch.setattr(results, "FOLDER", root / "results")
-        patch.setattr(
-            lab, "ensure_release", lambda size: prepare(root / "data" / size, "", 100)
-        )
-        patch.setattr(
-            lab,
-            "simulate_release",
-            lambda out, plan, **_: prepare(out, f"{plan.seed}-", plan.seed),
-        )
+        patch.setattr(lab, "ensure_release", prepare)
         patch.setattr(lab, "train", count("train", lab.train))
         patch.setattr(lab, "evaluate", count("evaluate", lab.evaluate))
 
@@ -119,9 +113,7 @@ def test_what_is_done_is_not_done_again(lab_run):
 def test_an_answer_about_older_data_is_measured_anew(lab_run):
     root, run = lab_run
     first, _ = run()
-    change(
-        root / "data" / f"{lab.NAME}-unseen-patients" / "simulation.json", patients=7
-    )
+    change(root / "data" / "lab-unseen-patients" / "simulation.json", patients=7)
     second, done = run()
     assert done == {"evaluate": 1}
     of = [result["tests"]["unseen-patients"]["of"] for result in (first, second)]
