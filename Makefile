@@ -145,9 +145,7 @@ SIMULATORS := $(wildcard medimg_utils/physics/*.py)
 .cache/release-brain: $(patsubst %,medimg_utils/brain/%.py,simulate phantom tumour \
 	head scan)
 $(RELEASES): .cache/release-%: $(SIMULATORS) medimg_utils/simulation.py | $(ANATOMY)
-	rm -rf "$(MEDIMG_DATA)/$*-tiny"
-	$(BIN)/python -c "from medimg_utils.$*.simulate import ensure_release; \
-		ensure_release('tiny')"
+	$(BIN)/python data_scripts/simulate.py tiny $*
 	mkdir -p .cache && touch $@
 
 # Stored outputs go stale when the package, the data or the run size changes.
