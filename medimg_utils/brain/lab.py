@@ -240,7 +240,7 @@ def _evaluate_once(
     answer = _once(file, lambda: evaluate(release, run, truth=truth, progress=progress))
     with truth.open(newline="", encoding="utf-8") as stream:
         known = {row["BraTS18ID"]: row for row in csv.DictReader(stream)}
-    told = ("location", "side", "pattern", "foci", "satellites")
+    told = ("sex", "field_t", "location", "side", "pattern", "foci", "satellites")
     answer["cases"] = [
         _rounded(case) | {key: known[case["case_id"]][key] for key in told}
         for case in answer["cases"]

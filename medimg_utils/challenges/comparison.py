@@ -8,15 +8,20 @@ patients that were not in it (Dorfman, Berbaum and Metz 1992). Here the readers 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import quad
-from scipy.stats import norm, t
+from scipy.stats import nct, norm, t
 
 from medimg_utils.errors import InputError
 from medimg_utils.metrics import Interval
+
+
+#: No study has more seeds than this.
+MANY = 10_000
 
 
 class Components(NamedTuple):
@@ -115,20 +120,25 @@ def interval(values: ArrayLike, level: float = 0.95) -> Interval:
         level: of confidence.
     """
     table = _table(values)
-    seeds, patients = table.shape
-    by_seed, by_patient, rest = _mean_squares(table)
-    error = components(table).standard_error(seeds, patients)
+    error = components(table).standard_error(*table.shape)
+    freedom = _freedom(_mean_squares(table), error, *table.shape)
     value = float(table.mean())
-    freedom = (
+    half = float(t.ppf(0.5 + level / 2, freedom)) * error
+    return Interval(value, value - half, value + half)
+
+
+def _freedom(
+    squares: tuple[float, float, float], error: float, seeds: int, patients: int
+) -> float:
+    """Satterthwaite's degrees of freedom of a standard error out of mean squares."""
+    by_seed, by_patient, rest = squares
+    spread = (
         by_seed**2 / (seeds - 1)
         + by_patient**2 / (patients - 1)
         + rest**2 / ((seeds - 1) * (patients - 1))
     )
-    if not freedom:  # all numbers are equal
-        return Interval(value, value, value)
-    freedom = max((error**2 * seeds * patients) ** 2 / freedom, 1.0)
-    half = float(t.ppf(0.5 + level / 2, freedom)) * error
-    return Interval(value, value - half, value + half)
+    # without any spread there is nothing to estimate
+    return max((error**2 * seeds * patients) ** 2 / spread, 1.0) if spread else np.inf
 
 
 def replay(
@@ -171,12 +181,46 @@ def wrong_choice(difference: float, error: float) -> float:
     return float(norm.cdf(-abs(difference) / error))
 
 
+def chance_to_find(
+    variances: Components, difference: float, seeds: int, patients: int
+) -> float:
+    r"""Power: how often a study of this size finds a true difference.
+
+    Found means that the 95 % `interval` lies on the right side of 0. Its width is
+    estimated, too, so the answer is a tail of the noncentral $t$ distribution, with the
+    degrees of freedom $\nu$ that `interval` will have on average:
+
+    $$P\big(t_{\nu,\,|\delta| / \sigma_d} > t_{\nu,\,0.975}\big)$$
+
+    Args:
+        variances: of the differences.
+        difference: the true one.
+        seeds: of each design, two or more: one cannot tell what a seed does.
+        patients: of the test set, two or more.
+
+    >>> round(chance_to_find(Components(0.01, 0, 0), 0.1, seeds=10, patients=50), 2)
+    0.8
+    """
+    if seeds < 2 or patients < 2:
+        raise InputError(
+            f"{seeds} seeds and {patients} patients: at least two of each are needed to "
+            "estimate an interval."
+        )
+    error = variances.standard_error(seeds, patients)
+    if not error:
+        return float(difference != 0)
+    by_seed, by_patient, rest = variances
+    squares = patients * by_seed + rest, seeds * by_patient + rest, rest
+    freedom = _freedom(squares, error, seeds, patients)
+    return float(nct.sf(t.ppf(0.975, freedom), freedom, abs(difference) / error))
+
+
 def seeds_needed(
     variances: Components, difference: float, patients: int, *, power: float = 0.8
 ) -> int | None:
     """Seeds of each design until a true difference is found in 80 % of all studies.
 
-    Found means that the 95 % interval lies on the right side of 0.
+    The fewest, from two on, whose `chance_to_find` is as large.
 
     Args:
         variances: of the differences.
@@ -188,13 +232,15 @@ def seeds_needed(
         None where no number of seeds suffices, because the patients are too few.
 
     >>> seeds_needed(Components(seed=0.01, patient=0, rest=0), 0.1, patients=50)
-    8
+    10
     """
-    largest = abs(difference) / (norm.ppf(0.975) + norm.ppf(power))
-    left = largest**2 - variances.patient / patients
-    if left <= 0:
-        return None
-    return max(1, int(np.ceil((variances.seed + variances.rest / patients) / left)))
+    possible = range(2, MANY + 1)
+    place = bisect_left(
+        possible,
+        power,
+        key=lambda seeds: chance_to_find(variances, difference, seeds, patients),
+    )
+    return possible[place] if place < len(possible) else None
 
 
 class Winner(NamedTuple):

@@ -17,7 +17,14 @@ from medimg_utils import pretrained, results
 from medimg_utils.experiments import describe
 from medimg_utils.io import to_json, write_json_atomic
 from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
-from medimg_utils.pneumothorax.simulate import HELD_OUT, LAB_TESTS, ensure_release
+from medimg_utils.pneumothorax.simulate import (
+    HELD_OUT,
+    LAB_TESTS,
+    LAB_TRAIN,
+    Simulation,
+    ensure_release,
+    patients_of,
+)
 from medimg_utils.release import describe_release, digest_of
 from medimg_utils.training import BEST, RunError, read_log
 
@@ -61,11 +68,13 @@ def run_lab(
             run / "held-out.json", release, network, progress
         )
     shipped = runs / f"{NAME}-fold{folds[0]}"
-    tests = {"held-out-fold": fold_values[str(folds[0])]}
-    for name in LAB_TESTS:
+    held_out = fold_values[str(folds[0])]
+    held_out["cases"] = _with_truth(held_out["cases"], release, LAB_TRAIN)
+    tests = {"held-out-fold": held_out}
+    for name, plan in LAB_TESTS.items():
         out = ensure_release(f"lab-{name}", progress=progress)
         tests[name] = _once(shipped / f"{name}.json", out, "lab", progress)
-        tests[name]["cases"] = _with_truth(tests[name]["cases"], out)
+        tests[name]["cases"] = _with_truth(tests[name]["cases"], out, plan)
     facts = json.loads((shipped / BEST).with_suffix(".json").read_text("utf-8"))
     history = read_log(shipped)
     unseen = tests["unseen-patients"]
@@ -136,11 +145,18 @@ def _headline(values: dict[str, Any]) -> dict[str, Any]:
     return {key: values[key] for key in ("n", "auc", "dice", "pointing_game")}
 
 
-def _with_truth(cases: list[dict[str, Any]], release: Path) -> list[dict[str, Any]]:
-    """Add to each case what the simulation knows and a gallery of failures tells."""
+def _with_truth(
+    cases: list[dict[str, Any]], release: Path, plan: Simulation
+) -> list[dict[str, Any]]:
+    """Add to each case what the simulation knows of the film and of the patient."""
     with (release / "simulation-truth.csv").open(newline="", encoding="utf-8") as file:
         truth = {row["ImageId"]: row for row in csv.DictReader(file)}
+    patients = patients_of(plan)
     known = ("view", "side", "kind", "devices", "findings", "anatomy")
-    return [
-        case | {key: truth[case["image_id"]][key] for key in known} for case in cases
-    ]
+    told = []
+    for case in cases:
+        film = truth[case["image_id"]]
+        who = patients[film["patient"]]
+        person = {"sex": who.sex, "age": who.age, "habitus": who.habitus}
+        told.append(case | {key: film[key] for key in known} | person)
+    return told

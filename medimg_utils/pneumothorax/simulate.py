@@ -56,6 +56,7 @@ from medimg_utils.pneumothorax.phantom import (
     prepare,
 )
 from medimg_utils.pneumothorax.technique import (
+    Patient,
     Rates,
     random_patient,
     random_technique,
@@ -300,7 +301,29 @@ def ensure_release(
     return simulate_release(out, plan, data_dir=data, progress=progress)
 
 
+def patients_of(plan: Simulation) -> dict[str, Patient]:
+    """Who is in a release: each patient's identifier, and how they are built.
+
+    Sex, age and build follow from the seed, so they need no column in a table, and are
+    those of any release of the plan, however old its files.
+    """
+    return {
+        _name(plan, index): _draw_patient(plan, index)[0]
+        for index in range(plan.patients)
+    }
+
+
 # --- one patient ----------------------------------------------------------------------
+
+
+def _name(plan: Simulation, index: int) -> str:
+    return f"SIM{plan.seed:04d}-{index:05d}"
+
+
+def _draw_patient(plan: Simulation, index: int) -> tuple[Patient, np.random.Generator]:
+    """A patient, and the generator that goes on to draw their films."""
+    generator = np.random.default_rng([plan.seed, 1, index])
+    return random_patient(plan.anatomies, plan.rates, generator), generator
 
 
 def _schedule(plan: Simulation) -> list[list[bool]]:
@@ -330,8 +353,7 @@ def _simulate_patient(
     plan: Simulation, index: int, films: list[bool], out: Path, data_dir: Path | None
 ) -> list[dict[str, Any]]:
     """Render and write all films of one patient; their rows of the tables."""
-    generator = np.random.default_rng([plan.seed, 1, index])
-    patient = random_patient(plan.anatomies, plan.rates, generator)
+    patient, generator = _draw_patient(plan, index)
     chest = load_chest(patient.anatomy, data_dir)
     girdle = load_girdle(data_dir)
     rows = []
@@ -400,7 +422,7 @@ def _write_film(
     uids = {kind: _uid(plan, kind, name) for kind in ("study", "series", "image")}
     folder = out / "dicom-images" / uids["study"] / uids["series"]
     folder.mkdir(parents=True, exist_ok=True)
-    patient = f"SIM{plan.seed:04d}-{index:05d}"
+    patient = _name(plan, index)
     dataset = _dicom(picture, view, patient, film, uids)
     with atomic_path(folder / f"{uids['image']}.dcm") as part:
         dataset.save_as(part, enforce_file_format=True)

@@ -69,6 +69,11 @@ class Patient:
     taper: float = 0.0
     shoulder: int = 0
 
+    @property
+    def habitus(self) -> str:
+        """`lean`, `average` or `heavy`: fat below 15 mm, below 30 mm, or more."""
+        return ("lean", "average", "heavy")[int(np.digitize(self.fat_mm, (15, 30)))]
+
 
 def random_patient(
     anatomies: tuple[str, ...], rates: Rates, generator: np.random.Generator

@@ -28,7 +28,8 @@ def write_truth(folder, names, age=-6.5, seed=3):
     model = Survival(least=-1e9)
     columns = ["age", "distance_mm", "core_cm3", "oedema_cm3", "enhancing_cm3"]
     told = {
-        "location": "insula", "side": "left", "foci": 1, "satellites": 0,
+        "sex": "F", "field_t": 3.0, "location": "insula", "side": "left",
+        "foci": 1, "satellites": 0,
     }  # fmt: skip
     with (folder / "simulation-truth.csv").open("w", newline="") as file:
         writer = csv.DictWriter(
@@ -91,6 +92,7 @@ def test_the_result_says_all_that_the_pages_show(stored):
         assert unseen["regions"][name]["hausdorff95_mm"]["interval"]
     assert unseen["subgroups"]["pattern"]["ring"]["n"] == 5
     assert unseen["cases"][0]["location"] == "insula"
+    assert (unseen["cases"][0]["sex"], unseen["cases"][0]["field_t"]) == ("F", "3.0")
     assert set(read["training"]["networks"]) == {*STAGES, "rehearse"}
     for network in read["training"]["networks"].values():
         assert len(network["history"]) >= network["best"]["epoch"] > 0

@@ -96,18 +96,46 @@ def test_replayed_studies_repeat_themselves() -> None:
     assert not np.array_equal(again[0], comparison.replay(one, 2, 4, draws=9, seed=6))
 
 
+# Studies of one sample against 0, two-sided 5 %, power 80 %: Cohen (1988), and every
+# calculator of sample sizes since.
+@pytest.mark.parametrize(("effect", "size"), [(0.2, 199), (0.5, 34), (0.8, 15), (1, 10)])
+def test_the_needed_seeds_are_those_of_published_tables(effect, size) -> None:
+    by_seed = comparison.Components(0.04, 0, 0)
+    assert comparison.seeds_needed(by_seed, 0.2 * effect, patients=50) == size
+
+
+def test_two_seeds_are_the_fewest() -> None:
+    clear = comparison.Components(1e-9, 1e-9, 1e-9)
+    assert comparison.seeds_needed(clear, 0.5, patients=30) == 2
+
+
 @pytest.mark.parametrize("patients", [20, 100])
 def test_the_needed_seeds_are_the_fewest_that_suffice(patients: int) -> None:
     parts, difference = comparison.Components(0.0004, 0.0009, 0.002), 0.03
     needed = comparison.seeds_needed(parts, difference, patients)
 
     def power(seeds: int) -> float:
-        error = parts.standard_error(seeds, patients)
-        return stats.norm.sf(stats.norm.ppf(0.975) - difference / error)
+        """Share of drawn studies whose interval lies above 0."""
+        spread = np.sqrt(parts)
+        found = [
+            comparison.interval(table(k, seeds, patients, spread, difference)).low > 0
+            for k in range(700)
+        ]
+        return float(np.mean(found))
 
     assert needed is not None
-    assert power(needed) >= 0.8
-    assert power(needed - 1) < 0.8
+    # three standard errors of such a share are 0.045
+    assert power(needed) >= 0.8 - 0.045
+    assert power(needed - 1) < 0.8 + 0.045
+
+
+def test_the_chance_to_find_nothing_is_the_error_of_one_side() -> None:
+    parts = comparison.Components(0.0004, 0.0009, 0.002)
+    assert comparison.chance_to_find(parts, 0, 5, 50) == pytest.approx(0.025)
+    assert comparison.seeds_needed(parts, 0, patients=50) is None
+    certain = comparison.Components(0, 0, 0)
+    assert comparison.chance_to_find(certain, 0.01, 2, 2) == 1
+    assert comparison.chance_to_find(certain, 0, 2, 2) == 0
 
 
 def test_no_number_of_seeds_replaces_patients() -> None:
@@ -158,6 +186,10 @@ def test_a_much_better_network_is_always_found() -> None:
         (lambda: comparison.interval([[1, 2], [3, np.nan]]), "not finite"),
         (lambda: comparison.replay([[1], [2]], 1, 1), "two patients"),
         (lambda: comparison.Components(1, 1, 1).standard_error(0, 3), "0 seeds"),
+        (
+            lambda: comparison.chance_to_find(comparison.Components(1, 1, 1), 1, 1, 9),
+            "1 seeds and 9 patients",
+        ),
         (lambda: comparison.choose_the_best([[1, 2]], 2), "give 1 to 1"),
         (lambda: comparison.expected_maximum(0), "0 numbers"),
     ],

@@ -12,7 +12,13 @@ from medimg_utils import pretrained, results
 from medimg_utils.pneumothorax import lab
 from medimg_utils.pneumothorax.dataset import read_siim
 from medimg_utils.pneumothorax.experiment import EXPERIMENTS
-from medimg_utils.pneumothorax.simulate import LAB_TESTS, RELEASES, VERSION
+from medimg_utils.pneumothorax.simulate import (
+    LAB_TESTS,
+    LAB_TRAIN,
+    RELEASES,
+    VERSION,
+    patients_of,
+)
 from medimg_utils.training import BEST, RunError
 
 TESTS = ("held-out-fold", *LAB_TESTS)
@@ -30,13 +36,14 @@ def lab_run(tmp_path_factory, release):
         if (out / "simulation.json").exists():
             return out
         shutil.copytree(release, out)
-        rows = ["ImageId,view,side,kind,devices,findings,anatomy"]
-        for record in read_siim(out):
+        rows = ["ImageId,patient,view,side,kind,devices,findings,anatomy"]
+        for k, record in enumerate(read_siim(out)):
             image = pydicom.dcmread(record.path)
             image.PatientID = f"{seed}-{image.PatientID}"
             image.save_as(record.path)
             side, kind = ("R", "apical") if record.label else ("", "")
-            rows.append(f"{record.image_id},PA,{side},{kind},marker,,chest3")
+            who = f"SIM{seed:04d}-{k:05d}"
+            rows.append(f"{record.image_id},{who},PA,{side},{kind},marker,,chest3")
         (out / "simulation-truth.csv").write_text("\n".join(rows) + "\n")
         settings = {"seed": seed, "version": VERSION}
         (out / "simulation.json").write_text(json.dumps(settings))
@@ -88,10 +95,16 @@ def test_the_result_is_of_the_network_that_is_shipped(lab_run):
         assert test["run"] == lab.NAME
         assert test["n"]["images"] == len(test["cases"]) > 0
     assert result["tests"]["unseen-patients"]["n"]["images"] == 24
-    (case, *_) = result["tests"]["unseen-anatomy"]["cases"]
-    assert (case["anatomy"], case["view"], case["devices"]) == (
-        "chest3", "PA", "marker"
-    )  # fmt: skip
+    for name, plan in {"held-out-fold": LAB_TRAIN, **LAB_TESTS}.items():
+        folder = "lab" if plan is LAB_TRAIN else f"{lab.NAME}-{name}"
+        order = [one.image_id for one in read_siim(root / "data" / folder)]
+        people = list(patients_of(plan).values())
+        for case in result["tests"][name]["cases"]:
+            known = ("anatomy", "view", "devices")
+            assert [case[key] for key in known] == ["chest3", "PA", "marker"]
+            who = people[order.index(case["image_id"])]
+            person = (case["sex"], case["age"], case["habitus"])
+            assert person == (who.sex, who.age, who.habitus)
     stored = results.load(lab.NAME)
     assert stored["folds"]["0"]["n"] == stored["tests"]["held-out-fold"]["n"]
     assert stored["headline"]["on"] == "24 simulated radiographs of unseen patients"

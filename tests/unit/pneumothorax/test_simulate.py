@@ -34,6 +34,7 @@ from medimg_utils.pneumothorax.simulate import (
     VERSION,
     Simulation,
     ensure_release,
+    patients_of,
     random_area,
     simulate_films,
     simulate_release,
@@ -449,6 +450,19 @@ def test_the_reader_reads_what_was_written(tiny):
             assert row["kind"]
         else:
             assert float(row["area"]) == 0
+
+
+def test_the_patients_drawn_anew_are_those_on_the_films(tiny):
+    patients = patients_of(TINY)
+    assert len(patients) == TINY.patients
+    rows = {row["ImageId"]: row for row in truth(tiny)}
+    for record in read_siim(tiny):
+        who, row = patients[record.patient], rows[record.image_id]
+        assert (who.sex, who.age) == (record.sex, record.age)
+        assert (who.anatomy, int(who.mirrored)) == (
+            row["anatomy"],
+            int(row["mirrored"]),
+        )
 
 
 def test_half_of_the_tiny_release_is_positive(tiny):

@@ -86,3 +86,15 @@ def test_patients_vary_within_what_people_are():
     assert np.mean([p.shoulder for p in drawn]) == pytest.approx(0.5, abs=0.04)
     assert np.mean([p.mirrored for p in drawn]) == pytest.approx(0.02, abs=0.01)
     assert np.mean([p.sex == "F" for p in drawn]) == pytest.approx(0.45, abs=0.04)
+
+
+def test_the_habitus_is_told_by_fat_and_no_kind_is_rare():
+    generator = np.random.default_rng(2)
+    drawn = [random_patient(ANATOMIES, Rates(), generator) for _ in range(3000)]
+    build = replace(drawn[0], fat_mm=0.0)
+    for fat, habitus in ((0, "lean"), (14.9, "lean"), (15, "average"), (30, "heavy")):
+        assert replace(build, fat_mm=fat).habitus == habitus
+    # the drawn thickness has the distribution function 1 - (1 + x) exp(-x), x = mm / 12
+    lean, slim = (1 - (1 + x) * np.exp(-x) for x in (15 / 12, 30 / 12))
+    shares = [np.mean([p.habitus == h for p in drawn]) for h in ("lean", "average")]
+    assert shares == pytest.approx([lean, slim - lean], abs=0.03)
