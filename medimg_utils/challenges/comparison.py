@@ -19,7 +19,6 @@ from scipy.stats import nct, norm, t
 from medimg_utils.errors import InputError
 from medimg_utils.metrics import Interval
 
-
 #: No study has more seeds than this.
 MANY = 10_000
 
