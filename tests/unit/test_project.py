@@ -302,6 +302,11 @@ def test_no_file_is_large() -> None:
         assert path.stat().st_size <= limit, path
 
 
+def test_no_file_is_empty() -> None:
+    """A merge can lose all of a file without a conflict."""
+    assert [path for path in project_files() if not path.stat().st_size] == []
+
+
 def test_no_lock_file_names_an_address() -> None:
     for path in project_files():
         if "lock" in path.name:
