@@ -32,7 +32,7 @@ def lab_run(tmp_path_factory, release):
 
     def prepare(size, **_):
         """The drawn chests, as a simulation of other patients would leave them."""
-        out, seed = root / "data" / size, RELEASES[size].seed
+        out, seed = root / "data" / f"pneumothorax-{size}", RELEASES[size].seed
         if (out / "simulation.json").exists():
             return out
         shutil.copytree(release, out)
@@ -96,7 +96,7 @@ def test_the_result_is_of_the_network_that_is_shipped(lab_run):
         assert test["n"]["images"] == len(test["cases"]) > 0
     assert result["tests"]["unseen-patients"]["n"]["images"] == 24
     for name, plan in {"held-out-fold": LAB_TRAIN, **LAB_TESTS}.items():
-        folder = "lab" if plan is LAB_TRAIN else f"{lab.NAME}-{name}"
+        folder = lab.NAME if plan is LAB_TRAIN else f"{lab.NAME}-{name}"
         order = [one.image_id for one in read_siim(root / "data" / folder)]
         people = list(patients_of(plan).values())
         for case in result["tests"][name]["cases"]:
@@ -126,7 +126,9 @@ def test_what_is_done_is_not_done_again(lab_run):
 def test_an_answer_about_older_data_is_measured_anew(lab_run):
     root, run = lab_run
     first, _ = run()
-    change(root / "data" / "lab-unseen-patients" / "simulation.json", patients=7)
+    change(
+        root / "data" / f"{lab.NAME}-unseen-patients" / "simulation.json", patients=7
+    )
     second, done = run()
     assert done == {"evaluate": 1}
     of = [result["tests"]["unseen-patients"]["of"] for result in (first, second)]
@@ -150,7 +152,7 @@ def test_an_answer_of_another_network_is_measured_anew(lab_run, monkeypatch):
 def test_a_run_that_learned_from_older_data_is_refused(lab_run):
     root, run = lab_run
     run()
-    settings = root / "data" / "lab" / "simulation.json"
+    settings = root / "data" / lab.NAME / "simulation.json"
     before = settings.read_text()
     change(settings, version=VERSION + 1)
     shipped = (root / "pretrained" / f"{lab.NAME}.safetensors").read_bytes()
