@@ -7,11 +7,12 @@ and one instance of it a run size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from typing import Any, TypeVar
 
 from lightning_fabric import Fabric
 
+from medimg_utils import results
 from medimg_utils.errors import InputError
 from medimg_utils.settings import SIZES
 
@@ -62,6 +63,39 @@ def describe(experiment: Any) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def facts_of_run(
+    experiment: Any, *, fold: int | None, seed: int, data: Any, **met: Any
+) -> dict[str, Any]:
+    """What a run keeps about its training, in its settings and in its JSON file.
+
+    Args:
+        experiment: the settings.
+        fold: that was held out; None for a single hold-out.
+        seed: of the run.
+        data: what it was trained on, as facts.
+        met: digests of those it has met, by their role.
+    """
+    return {
+        "experiment": asdict(experiment),
+        "fold": fold,
+        "seed": seed,
+        "data": data,
+        **met,
+    }
+
+
+def provenance(
+    experiment: Any, *, data: Any, seed: int, n: int | Mapping[str, int]
+) -> dict[str, Any]:
+    """Where numbers of an experiment come from that were measured on this machine.
+
+    See `medimg_utils.results.provenance`.
+    """
+    return results.provenance(
+        size=experiment.size, data=data, device=device_name(), seed=seed, n=n
+    )
 
 
 def device_name() -> str:

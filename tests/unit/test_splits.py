@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg_utils.errors import InputError
-from medimg_utils.splits import LeakError, check_no_leak, hold_out, patient_folds
+from medimg_utils.splits import (
+    LeakError,
+    check_held_out,
+    check_no_leak,
+    hold_out,
+    never_seen,
+    patient_digests,
+    patient_folds,
+)
 
 
 @given(
@@ -113,3 +121,29 @@ def test_classes_rarer_than_folds_are_spread_as_far_as_they_go(recwarn):
     rare = patient_folds(patients, [1] * 2 + [0] * 7, n_folds=3)
     assert rare[0] != rare[1]
     assert not recwarn.list
+
+
+def test_a_run_is_measured_on_patients_that_it_has_not_met():
+    images = [Image(f"P{k // 2}", 0) for k in range(8)]
+    met = {
+        "train": patient_digests(images[:3]),  # half of the images of P1
+        "validation": patient_digests(images[4:5]),
+    }
+    assert len(met["train"]) == 2
+    facts = {"fold": None, "patients": met}
+    assert never_seen(images, "mine", facts, "data") == images[6:]
+    with pytest.raises(LeakError, match="every patient of data was used to train mine"):
+        never_seen(images[:6], "mine", facts, "data")
+
+
+@pytest.mark.parametrize(
+    ("held", "fold", "refused"),
+    [(None, None, False), (None, 0, False), (2, None, False), (2, 2, False),
+     (None, 1, True), (2, 0, True)],
+)  # fmt: skip
+def test_a_run_is_measured_on_its_own_fold(held, fold, refused):
+    if refused:
+        with pytest.raises(LeakError, match=f"held out fold {held or 0}, .* {fold}"):
+            check_held_out("mine", {"fold": held}, fold)
+    else:
+        check_held_out("mine", {"fold": held}, fold)
