@@ -21,7 +21,7 @@ def says(done, message):
         ("verify", "siim {}/nowhere", "is no folder. Give the folder that holds"),
         ("verify", "brats {}/file", "is no folder. Give the folder that holds"),
         ("verify", "lungs {}", "'lungs' is no known layout; there are: siim, nih"),
-        ("fetch_anatomy", "lungs", "chest, knee, brain"),
+        ("fetch_anatomy", "lungs", "brain, chest, knee"),
         (
             "simulate",
             "pneumothorax --out {}/file --patients 2 --seed 1",

@@ -98,7 +98,9 @@ def test_replayed_studies_repeat_themselves() -> None:
 
 # Studies of one sample against 0, two-sided 5 %, power 80 %: Cohen (1988), and every
 # calculator of sample sizes since.
-@pytest.mark.parametrize(("effect", "size"), [(0.2, 199), (0.5, 34), (0.8, 15), (1, 10)])
+@pytest.mark.parametrize(
+    ("effect", "size"), [(0.2, 199), (0.5, 34), (0.8, 15), (1, 10)]
+)
 def test_the_needed_seeds_are_those_of_published_tables(effect, size) -> None:
     by_seed = comparison.Components(0.04, 0, 0)
     assert comparison.seeds_needed(by_seed, 0.2 * effect, patients=50) == size
