@@ -22,7 +22,14 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from medimg_utils import metrics, pretrained
-from medimg_utils.experiments import choose, facts_of_run, provenance, setting
+from medimg_utils.experiments import (
+    choose,
+    facts_of_run,
+    protocol,
+    provenance,
+    raise_failures,
+    setting,
+)
 from medimg_utils.io import (
     Image2D,
     ImageError,
@@ -608,9 +615,7 @@ def evaluate(
         "use_case": "pneumothorax",
         "run": loaded.name,
         "fold": loaded.facts["fold"] if held_out else None,
-        "protocol": "patients held out of the training release"
-        if held_out
-        else "a release of other patients than those of training",
+        "protocol": protocol(held_out),
         "thresholds": loaded.thresholds,
         "experiment": asdict(loaded.experiment),
         **summarise(
@@ -729,12 +734,7 @@ def predict(
         write_png_atomic(out / f"{path.stem}.overlay.png", overlay(prediction))
         write_json_atomic(out / f"{path.stem}.json", answer)
         answers.append(to_json(answer))
-    if failures:
-        raise ImageError(
-            f"{len(failures)} of {len(inputs)} files could not be used, the others "
-            "were "
-            "written: " + " | ".join(failures)
-        )
+    raise_failures(failures, len(inputs), "files", ImageError)
     return answers
 
 
