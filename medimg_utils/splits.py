@@ -89,6 +89,30 @@ def patient_folds(
     return folds
 
 
+def one_each(patients: ArrayLike, seed: int = 0) -> NDArray[np.intp]:
+    """One image of each patient at random, and the patients in random order.
+
+    Images of one patient resemble each other. What is proved for independent images
+    (exchangeability, a binomial interval) holds for these.
+
+    Args:
+        patients: (N,) one identifier per image.
+        seed: of the choice and of the order.
+
+    Returns:
+        (P,) indices of images.
+
+    >>> found = one_each(["a", "a", "b"])
+    >>> len(found), 2 in found
+    (2, True)
+    """
+    names = np.asarray(patients, dtype=str)
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(names.size)
+    _, first = np.unique(names[shuffled], return_index=True)
+    return np.asarray(random.permutation(shuffled[first]))
+
+
 def patient_digest(patient: str) -> str:
     """One-way name of a patient: enough to notice one again, not to tell who.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,14 +28,16 @@ from captum.attr import (
     Occlusion,
     Saliency,
 )
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage as ndi
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from medimg_utils import metrics
+from medimg_utils.challenges import comparison
 from medimg_utils.errors import InputError
+from medimg_utils.metrics import Interval
 
 #: images (B, C, H, W) → maps (B, H, W), zero or positive
 Explainer = Callable[[Tensor], Tensor]
@@ -207,13 +209,24 @@ def centre_map(shape: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def mean_of(
-    values: Sequence[float], patients: Sequence[str], *, draws: int = 1000
-) -> dict[str, float]:
-    """Mean with the bootstrap interval over patients: `value`, `low`, `high`."""
-    array = np.asarray(values, dtype=np.float64)
-    return metrics.bootstrap(
-        lambda index: float(array[index].mean()), patients, draws=draws
-    )._asdict()
+    values: ArrayLike, patients: ArrayLike | None = None, *, draws: int = 300
+) -> Interval:
+    """Mean of a measure, with its interval over networks and patients.
+
+    Args:
+        values: (S, N) of S networks for N films. With (N,), or one row, there is one
+            network (or none was asked), and the interval is that over patients alone.
+        patients: (N,) whom each film belongs to; None where each has a patient of its own.
+        draws: of the bootstrap.
+    """
+    table = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if len(table) == 1:
+        table = np.repeat(table, 2, axis=0)  # two that agree add nothing
+    groups = np.arange(table.shape[1]) if patients is None else patients
+    found = comparison.bootstrap(
+        lambda s, k: table[np.ix_(s, k)].mean(), len(table), groups, draws=draws
+    )
+    return Interval(*found.tolist())
 
 
 # ------------------------------------------------------------------------- sanity checks
@@ -271,3 +284,64 @@ def compare_with(
         name: [similarity(a, b) for a, b in zip(maps, changed[name], strict=True)]
         for name, maps in original.items()
     }
+
+
+class SanityChecks(NamedTuple):
+    """What the maps of one method have to do with the network; see `sanity_checks`.
+
+    Attributes:
+        seeds: similarity of the maps of two honest networks.
+        weights: how much higher this is than that with networks that forgot everything.
+        labels: how much higher it is than that with networks that learned shuffled labels.
+    """
+
+    seeds: Interval
+    weights: Interval
+    labels: Interval
+
+    def passed(self, bar: float = 0.5) -> tuple[bool, bool, bool]:
+        """Is each shown: similarity above the bar, and both differences above zero?"""
+        return self.seeds.low > bar, self.weights.low > 0, self.labels.low > 0
+
+
+def sanity_checks(
+    honest: ArrayLike, forgotten: ArrayLike, by_heart: ArrayLike, *, draws: int = 300
+) -> SanityChecks:
+    """Put the similarities of one method's maps together.
+
+    Args:
+        honest: (S, S, P) between the maps of S honest networks, of P patients.
+        forgotten: (S, P) between each and what is left of it without its weights.
+        by_heart: (S, P) between each and a network that learned shuffled labels.
+        draws: of the bootstrap over networks and patients.
+
+    Raises:
+        InputError: the shapes do not belong together.
+    """
+    pairs, blank, heart = (
+        np.asarray(values, dtype=np.float64) for values in (honest, forgotten, by_heart)
+    )
+    if not pairs.shape[1:] == blank.shape == heart.shape or pairs.ndim != 3:
+        raise InputError(
+            f"similarities {pairs.shape}, {blank.shape} and {heart.shape} were given, but "
+            "(S, S, P), (S, P) and (S, P) are needed."
+        )
+
+    def alike(s: NDArray[np.intp], k: NDArray[np.intp]) -> float:
+        """Mean over pairs of different networks; NaN where one was drawn throughout."""
+        different = s[:, None] != s[None, :]
+        means = pairs[np.ix_(s, s, k)].mean(axis=2)
+        return float(means[different].mean()) if different.any() else float("nan")
+
+    def interval(than: NDArray[np.float64] | None) -> Interval:
+        found = comparison.bootstrap(
+            lambda s, k: (
+                alike(s, k) - (than[np.ix_(s, k)].mean() if than is not None else 0)
+            ),
+            len(pairs),
+            np.arange(pairs.shape[2]),
+            draws=draws,
+        )
+        return Interval(*found.tolist())
+
+    return SanityChecks(interval(None), interval(blank), interval(heart))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -20,6 +20,7 @@ from medimg_utils import metrics, pretrained
 from medimg_utils.challenges.films import Films, Rows
 from medimg_utils.errors import InputError
 from medimg_utils.pneumothorax.preprocess import to_network
+from medimg_utils.splits import one_each
 from medimg_utils.training import BEST, Batch, fit, load_tensors, stable_seed
 
 #: Share of films with a drain (without, with pneumothorax) in each collection.
@@ -135,6 +136,35 @@ def collect(films: Films, rates: tuple[float, float], seed: int = 0) -> Collecti
     return Collection(images, films.labels, films.lesions, drains, films.patients)
 
 
+def audit(
+    labels: ArrayLike, patients: ArrayLike, seed: int = 0
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """One film of each patient, so that label and drain fill four cells alike.
+
+    That is what somebody collects who suspects drains: a plain sample of an archive in
+    which they go with the disease holds hardly a film that breaks the rule. All films are
+    of different people.
+
+    Args:
+        labels: (N,) 0 or 1.
+        patients: (N,) whom each film belongs to.
+        seed: who comes into which cell.
+
+    Returns:
+        (P,) numbers of the films, and (P,) 1 where the film with a drain is taken. Who has
+        films of one label only stays with that.
+    """
+    truth, names = np.asarray(labels), np.asarray(patients, dtype=str)
+    random = np.random.default_rng([seed, 45])
+    rows, drains = [], []
+    for place, name in enumerate(random.permutation(np.unique(names))):
+        mine = np.flatnonzero(names == name)
+        wanted = mine[truth[mine] == place % 2]
+        rows.append(random.choice(wanted if wanted.size else mine))
+        drains.append(place // 2 % 2)
+    return np.asarray(rows, dtype=np.intp), np.asarray(drains, dtype=np.int64)
+
+
 def cell_weights(
     labels: NDArray[np.int64], drains: NDArray[np.int64]
 ) -> NDArray[np.float64]:
@@ -206,7 +236,9 @@ class Recipe:
     Attributes:
         collection: which of `COLLECTIONS` it learns from.
         reweighted: give the four cells of label and drain equal weight.
-        random_labels: shuffle the labels: there is nothing to learn, only to memorise.
+        random_labels: one film of each patient, with shuffled labels: there is nothing to
+            learn, only to memorise.
+        dropout: of the features before the last layer; memorising goes without.
         side_task: weight of the loss that asks where the air is.
         epochs, batch_size, learning_rate, weight_decay: see `medimg_utils.training.fit`.
     """
@@ -214,6 +246,7 @@ class Recipe:
     collection: str
     reweighted: bool = False
     random_labels: bool = False
+    dropout: float = 0.3
     side_task: float = 0.0
     epochs: int = 12
     batch_size: int = 16
@@ -233,7 +266,8 @@ def train_classifier(
     """Train a classifier, or read it where it was trained before.
 
     One in six patients chooses the epoch, from a collection of the same kind: nobody in
-    a hospital has a better one.
+    a hospital has a better one. With shuffled labels nothing holds for others, and the
+    films that it learns choose.
 
     Args:
         films: of training patients.
@@ -247,22 +281,21 @@ def train_classifier(
         The network of the best epoch, in evaluation mode.
     """
     facts = {**asdict(recipe), "seed": seed, "films": len(films)}
-    everything = collect(films, COLLECTIONS[recipe.collection], seed)
     if recipe.random_labels:
-        everything = replace(everything, labels=shuffled_labels(films, seed))
-    random = np.random.default_rng([seed, 42])
-    names = np.unique(everything.patients)
-    held = random.permutation(names)[: max(1, len(names) // 6)]
-    is_held = np.isin(everything.patients, held)
-    training, validation = everything.part(~is_held), everything.part(is_held)
-    if recipe.random_labels:  # nothing of it holds for others
-        validation = training
+        training = validation = memorised_films(films, recipe, seed)
+    else:
+        everything = collect(films, COLLECTIONS[recipe.collection], seed)
+        random = np.random.default_rng([seed, 42])
+        names = np.unique(everything.patients)
+        held = random.permutation(names)[: max(1, len(names) // 6)]
+        is_held = np.isin(everything.patients, held)
+        training, validation = everything.part(~is_held), everything.part(is_held)
     weights = np.ones(len(training))
     if recipe.reweighted:
         weights = cell_weights(training.labels, training.drains)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed, 43))
-        network = _Both(FilmNet())
+        network = _Both(FilmNet(recipe.dropout))
     if start is not None:
         network.net.blocks.load_state_dict(start.blocks.state_dict())
 
@@ -315,9 +348,15 @@ def train_classifier(
     return load_classifier(out / BEST)
 
 
-def shuffled_labels(films: Films, seed: int = 0) -> NDArray[np.int64]:
-    """The labels (N,) in an order that has nothing to do with the films."""
-    return np.random.default_rng([seed, 44]).permutation(films.labels)
+def memorised_films(films: Films, recipe: Recipe, seed: int = 0) -> Collection:
+    """One film of each patient, with labels in an order that tells nothing of the films.
+
+    Two films of one patient differ by the disease alone, so a network that had both would
+    have to look at the disease to tell them apart.
+    """
+    rows = one_each(films.patients, stable_seed(seed, 44))
+    found = collect(films.part(rows), COLLECTIONS[recipe.collection], seed)
+    return replace(found, labels=np.random.default_rng(seed).permutation(found.labels))
 
 
 @torch.inference_mode()

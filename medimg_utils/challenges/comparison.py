@@ -9,6 +9,7 @@ patients that were not in it (Dorfman, Berbaum and Metz 1992). Here the readers 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -167,6 +168,65 @@ def replay(
         patients, [1 / table.shape[1]] * table.shape[1], size=draws
     )
     return np.einsum("ds,sp,dp->d", rows, table, columns) / (seeds * patients)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.intp], NDArray[np.intp]], ArrayLike],
+    seeds: int,
+    patients: ArrayLike,
+    *,
+    draws: int = 300,
+    seed: int = 0,
+    level: float = 0.95,
+) -> NDArray[np.float64]:
+    """Any statistic, with a percentile interval over seeds and patients at once.
+
+    `replay` for what is no mean of a table: an AUC, an error rate, an ensemble. Seeds and
+    whole patients are drawn with replacement, each by itself (Owen 2007). Where a handful
+    of seeds decides, the interval holds the truth in nine studies of ten rather than in 95
+    of 100; where patients do, it is no narrower than it says.
+
+    Args:
+        statistic: takes seeds and images, both as indices with repeats, and returns a
+            number, or several, e.g. the points of a curve. Draws for which it is NaN are
+            left out.
+        seeds: how many trained networks there are.
+        patients: (N,) whom each image belongs to.
+        draws: how many studies with other seeds and other patients.
+        seed: of the drawing.
+        level: of confidence.
+
+    Returns:
+        Value, lower and upper end: (3,), or (3, T) where the statistic has T numbers.
+
+    Raises:
+        InputError: fewer than two seeds or patients.
+
+    >>> scores = np.array([[1.0, 2.0], [1.0, 2.0]])
+    >>> bootstrap(lambda s, k: scores[np.ix_(s, k)].mean(), 2, ["a", "b"]).tolist()
+    [1.5, 1.0, 2.0]
+    """
+    names, groups = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    if seeds < 2 or names.size < 2:
+        raise InputError(
+            f"{seeds} seeds and {names.size} patients: at least two of each are needed "
+            "to tell how much others would differ."
+        )
+    members = [np.flatnonzero(groups == k) for k in range(names.size)]
+    random = np.random.default_rng(seed)
+    value = np.asarray(statistic(np.arange(seeds), np.arange(groups.size)), np.float64)
+    drawn = [
+        statistic(
+            random.integers(seeds, size=seeds),
+            np.concatenate(
+                [members[k] for k in random.integers(names.size, size=names.size)]
+            ),
+        )
+        for _ in range(draws)
+    ]
+    tails = [0.5 - level / 2, 0.5 + level / 2]
+    low, high = np.nanquantile(np.asarray(drawn, np.float64), tails, axis=0)
+    return np.stack([value, low, high])
 
 
 def wrong_choice(difference: float, error: float) -> float:

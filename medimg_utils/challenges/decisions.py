@@ -7,7 +7,7 @@ a false alarm, in units of patients found, into one number (Vickers and Elkin 20
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from medimg_utils import metrics
 from medimg_utils.errors import InputError
 from medimg_utils.metrics import Interval, Threshold
+from medimg_utils.splits import patient_folds
 
 
 def _inside(name: str, values: ArrayLike) -> NDArray[np.float64]:
@@ -99,6 +100,89 @@ def net_benefit_of_all(thresholds: ArrayLike, prevalence: float) -> NDArray[np.f
     wanted = np.atleast_1d(_inside("a threshold", thresholds))
     ill = float(_inside("prevalence", prevalence))
     return ill - (1 - ill) * wanted / (1 - wanted)
+
+
+class Operations(NamedTuple):
+    """What a rule brings, in shares of all patients; see `operations`.
+
+    Attributes:
+        operated: are operated on.
+        needless: are operated on, and are well.
+        missed: are ill, and are not operated on.
+        gain: net gain over the better simple rule, in needless operations.
+    """
+
+    operated: float
+    needless: float
+    missed: float
+    gain: float
+
+
+def operations(
+    labels: ArrayLike, probabilities: ArrayLike, threshold: float, prevalence: float
+) -> Operations:
+    r"""Operate from a threshold probability on, and compare with the better simple rule.
+
+    The simple rules are to operate on everybody and on nobody. Which of them is better
+    follows from $p_t$ and $\pi$ alone: everybody, if $\pi > p_t$. The gain is the
+    difference of the net benefits, paid out in needless operations:
+
+    $$\big(\mathrm{NB} - \max(\mathrm{NB}_\text{all}, 0)\big) \cdot
+    \frac{1 - p_t}{p_t}$$
+
+    Where everybody is the rule to beat, these are the needless operations that are spared,
+    less those that the missed are worth; where nobody is, those that the found are worth,
+    less the needless ones.
+
+    Args:
+        labels: (N,) 0 or 1, at least one of each.
+        probabilities: (N,) calibrated at that prevalence.
+        threshold: $p_t$, between 0 and 1.
+        prevalence: $\pi$, of the clinic.
+
+    >>> operations([1, 1, 0, 0], [0.9, 0.3, 0.6, 0.1], 0.5, prevalence=0.5)
+    Operations(operated=0.5, needless=0.25, missed=0.25, gain=0.0)
+    """
+    point = metrics.at_threshold(labels, probabilities, threshold)
+    missed = (1 - point.sensitivity) * prevalence
+    needless = (1 - point.specificity) * (1 - prevalence)
+    benefit = net_benefit(labels, probabilities, [threshold], prevalence)[0]
+    best = max(float(net_benefit_of_all([threshold], prevalence)[0]), 0.0)
+    return Operations(
+        operated=prevalence - missed + needless,
+        needless=needless,
+        missed=missed,
+        gain=float(benefit - best) * (1 - threshold) / threshold,
+    )
+
+
+def called_crosswise(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    choose: Callable[[NDArray[Any], NDArray[np.float64]], Threshold],
+    patients: ArrayLike,
+    folds: int = 5,
+) -> NDArray[np.bool_]:
+    """Call each exam by a threshold that was chosen on the exams of other patients.
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,).
+        choose: takes labels and scores, returns the threshold for a job.
+        patients: (N,) whom each exam belongs to.
+        folds: as many thresholds, each chosen on all folds but its own.
+
+    Returns:
+        (N,) whether the score reaches the threshold.
+    """
+    truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    names = np.asarray(patients, dtype=str)
+    fold = patient_folds(names.tolist(), truth, folds)
+    called = np.zeros(truth.size, dtype=bool)
+    for k in range(folds):
+        mine = fold == k
+        called[mine] = values[mine] >= choose(truth[~mine], values[~mine]).threshold
+    return called
 
 
 def threshold_for_sensitivity(

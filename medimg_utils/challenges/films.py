@@ -42,8 +42,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.images)
 
-    def part(self, chosen: NDArray[np.bool_] | slice) -> Self:
-        """Those films that are chosen."""
+    def part(self, chosen: NDArray[Any] | slice) -> Self:
+        """Those films that are chosen, by a mask, by a slice or by their numbers."""
         return replace(
             self,
             **{item.name: getattr(self, item.name)[chosen] for item in fields(self)},

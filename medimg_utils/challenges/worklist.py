@@ -109,7 +109,8 @@ def draw_exams(
 
     Returns:
         One row an exam, in the order of arrival: `arrival` (minutes), `minutes` it takes
-        to read, `ill`, `marked`, `case` (which of the M).
+        to read, `ill`, `marked`, `case` (which of the M), `hard` (evenly in [0, 1): a
+        reader sees the finding if his sensitivity lies above; see `Habits`).
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     positives, negatives = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
@@ -127,6 +128,80 @@ def draw_exams(
             "ill": ill,
             "marked": values[case] >= threshold,
             "case": case,
+            "hard": random.random(times.size),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How well a radiologist sees, and what the marks of a network do to that.
+
+    Attributes:
+        alone: sensitivity for the urgent finding where there is no network.
+        pointed: sensitivity where a mark points at it.
+        trust: sensitivity that the silence of the network costs (automation bias).
+        haste: share of the reading time that is saved where the network is silent.
+    """
+
+    alone: float
+    pointed: float
+    trust: float = 0.0
+    haste: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("alone", "pointed"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}, but a sensitivity lies between 0 "
+                    "and 1."
+                )
+        if not 0 <= self.trust <= self.alone or not 0 <= self.haste < 1:
+            raise InputError(
+                f"trust is {self.trust} and haste {self.haste}; expected 0 to alone "
+                f"({self.alone}), and 0 to less than 1."
+            )
+
+    def seen(self, exams: pd.DataFrame) -> pd.Series:
+        """(N,) bool: is the exam ill, and does the radiologist see it?
+
+        The same exam is as hard in every scenario, so who is found by a reader is found
+        by every better one.
+        """
+        sensitivity = np.where(exams["marked"], self.pointed, self.alone - self.trust)
+        return exams["ill"] & (exams["hard"] < sensitivity)
+
+    def hurried(self, exams: pd.DataFrame) -> pd.DataFrame:
+        """The exams with the reading times that these habits bring."""
+        saved = np.where(exams["marked"], 0.0, self.haste)
+        return exams.assign(minutes=exams["minutes"] * (1 - saved))
+
+
+def work(
+    exams: pd.DataFrame, readers: tuple[int, ...], lead: float, habits: Habits
+) -> pd.DataFrame:
+    """Let radiologists with habits work through the list: `read`, and what they see.
+
+    Args:
+        exams: as `draw_exams` gives them; without a network nothing is marked, and trust
+            and haste should be 0.
+        readers: on duty in each hour of the day (24 numbers).
+        lead: minutes by which a mark moves an exam ahead.
+        habits: of all of them.
+
+    Returns:
+        One row an exam: `wait` until somebody opens it, `told` when the reading ends
+        (minutes from arrival), `seen` (ill and noticed), `overlooked` (ill and not).
+    """
+    real = habits.hurried(exams)
+    wait = read(real, readers, lead)
+    seen = habits.seen(exams)
+    return pd.DataFrame(
+        {
+            "wait": wait,
+            "told": wait + real["minutes"],
+            "seen": seen,
+            "overlooked": exams["ill"] & ~seen,
         }
     )
 

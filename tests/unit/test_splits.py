@@ -12,6 +12,7 @@ from medimg_utils.splits import (
     check_no_leak,
     hold_out,
     never_seen,
+    one_each,
     patient_digests,
     patient_folds,
 )
@@ -121,6 +122,22 @@ def test_classes_rarer_than_folds_are_spread_as_far_as_they_go(recwarn):
     rare = patient_folds(patients, [1] * 2 + [0] * 7, n_folds=3)
     assert rare[0] != rare[1]
     assert not recwarn.list
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(0, 99))
+def test_each_patient_gives_one_image(patients, seed):
+    rows = one_each(patients, seed)
+    assert sorted(np.array(patients)[rows]) == sorted(set(patients))
+    assert np.array_equal(rows, one_each(patients, seed))
+
+
+def test_each_image_of_a_patient_and_each_order_is_as_likely():
+    drawn = np.array([one_each(["a", "a", "a", "b"], seed) for seed in range(600)])
+    image = drawn[drawn != 3]
+    counts = np.bincount(image, minlength=3)
+    assert np.abs(counts - 200).max() < 4 * np.sqrt(600 * 2 / 9)
+    first = (drawn[:, 0] == 3).mean()  # who has many images does not come early
+    assert abs(first - 0.5) < 4 * np.sqrt(0.25 / 600)
 
 
 def test_a_run_is_measured_on_patients_that_it_has_not_met():

@@ -167,3 +167,73 @@ def test_edges_survive_what_no_explanation_should():
     found = attribution.compare_with(*maps)
     assert found["edges"] == [1, 1]
     assert max(found["saliency"]) < 1
+
+
+def test_a_mean_over_networks_is_wider_than_over_patients_alone():
+    random = np.random.default_rng(0)
+    values = random.normal(0, 0.1, (5, 1)) + random.normal(0, 0.1, (1, 40))
+    both = attribution.mean_of(values)
+    alone = attribution.mean_of(values.mean(axis=0))
+    assert both.value == pytest.approx(values.mean())
+    assert alone.value == pytest.approx(values.mean())
+    assert both.high - both.low > 1.5 * (alone.high - alone.low)
+    # with one network it is the usual interval over patients
+    error = values.mean(axis=0).std() / np.sqrt(40)
+    assert alone.high - alone.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_films_of_one_patient_count_as_one_draw():
+    values = np.repeat(np.random.default_rng(1).normal(size=30), 4)
+    single = attribution.mean_of(values[::4])
+    several = attribution.mean_of(values, np.repeat(np.arange(30), 4))
+    assert several == pytest.approx(single)
+
+
+def alike(between, lost, heart, seeds=4, people=12):
+    """Similarities of a method, with a little noise; ones on the diagonal."""
+    random = np.random.default_rng(2)
+
+    def noisy(mean, *shape):
+        return mean + random.normal(0, 0.01, shape)
+
+    pairs = noisy(between, seeds, seeds, people)
+    pairs[np.arange(seeds), np.arange(seeds)] = 1.0
+    return pairs, noisy(lost, seeds, people), noisy(heart, seeds, people)
+
+
+@pytest.mark.parametrize(
+    ("similarities", "passed"),
+    [
+        ((0.8, 0.1, 0.2), (True, True, True)),
+        ((0.1, 0.12, 0.0), (False, False, True)),  # another network, another map
+        ((0.8, 0.82, 0.1), (True, False, True)),  # repeats the film without its weights
+        (
+            (0.8, 0.1, 0.8),
+            (True, True, False),
+        ),  # the same for what was learned by heart
+    ],
+)
+def test_each_way_to_fail_a_sanity_check_is_seen(similarities, passed):
+    found = attribution.sanity_checks(*alike(*similarities))
+    assert found.passed(bar=0.5) == passed
+    assert found.seeds.value == pytest.approx(similarities[0], abs=0.01)
+    assert found.weights.value == pytest.approx(
+        similarities[0] - similarities[1], abs=0.02
+    )
+
+
+def test_a_network_is_never_compared_with_itself():
+    pairs, lost, heart = alike(0.3, 0.0, 0.0)
+    found = attribution.sanity_checks(pairs, lost, heart)
+    assert found.seeds.high < 0.35  # ones on the diagonal would lift it
+
+
+def test_a_map_that_asks_nobody_fails():
+    ones = np.ones((3, 3, 5))
+    found = attribution.sanity_checks(ones, ones[0], ones[0])
+    assert found.passed() == (True, False, False)
+
+
+def test_similarities_that_do_not_belong_together_are_refused():
+    with pytest.raises(InputError, match=r"\(S, S, P\)"):
+        attribution.sanity_checks(np.ones((3, 3, 5)), np.ones((3, 4)), np.ones((3, 5)))

@@ -121,10 +121,27 @@ def test_blocks_are_taken_over_and_the_last_layer_is_new(toy, tmp_path):
     assert not torch.equal(found.head.weight, start.head.weight)
 
 
-def test_shuffled_labels_are_the_same_labels_elsewhere(toy):
-    found = classifier.shuffled_labels(toy)
-    assert sorted(found) == sorted(toy.labels)
-    assert not np.array_equal(found, toy.labels)
+def test_films_to_memorise_are_one_a_patient_with_labels_that_tell_nothing(toy):
+    found = classifier.memorised_films(toy, lab.RANDOM_LABELS)
+    assert sorted(found.patients) == sorted(set(toy.patients))
+    again = classifier.memorised_films(toy, lab.RANDOM_LABELS)
+    assert np.array_equal(found.images, again.images)
+    agree = [
+        np.mean(found.labels == found.lesions.any(axis=(1, 2)))
+        for found in (
+            classifier.memorised_films(toy, lab.RANDOM_LABELS, seed)
+            for seed in range(40)
+        )
+    ]
+    assert 0.4 < np.mean(agree) < 0.6
+
+
+def test_shuffled_labels_are_learned_by_heart(toy, tmp_path):
+    recipe = replace(lab.RANDOM_LABELS, epochs=60, learning_rate=3e-3)
+    network = classifier.train_classifier(toy, recipe, tmp_path / "run", progress=False)
+    learned = classifier.memorised_films(toy, recipe)
+    logits = classifier.logits_of(network, learned.images)
+    assert np.array_equal(logits.numpy() > 0, learned.labels == 1)
 
 
 def test_no_patient_is_learned_from_and_measured(toy):
@@ -137,3 +154,34 @@ def test_the_cascade_names_all_that_the_network_has_learned():
     network = classifier.FilmNet()
     for name, _ in network.named_parameters():
         assert name.startswith((*lab.CASCADE, "where")), name
+
+
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=30), st.integers(0, 9))
+def test_an_audit_takes_one_film_a_patient_and_fills_the_cells_alike(twins, seed):
+    patients = np.repeat(np.arange(len(twins)), [2 * (1 + k) for k in twins])
+    labels = np.arange(len(patients)) % 2  # everybody has films of both labels
+    rows, drains = classifier.audit(labels, patients, seed)
+    assert sorted(patients[rows]) == list(range(len(twins)))
+    cells = np.bincount(2 * labels[rows] + drains, minlength=4)
+    assert cells.max() - cells.min() <= 1
+
+
+def test_who_has_films_of_one_label_stays_with_it():
+    labels, patients = np.array([0, 0, 1, 1]), np.array(["a", "a", "b", "b"])
+    for seed in range(8):
+        rows, _ = classifier.audit(labels, patients, seed)
+        assert set(zip(patients[rows], labels[rows], strict=True)) == {
+            ("a", 0), ("b", 1),
+        }  # fmt: skip
+
+
+def test_an_audit_sees_a_shortcut_that_a_plain_sample_hides():
+    random = np.random.default_rng(0)
+    patients = np.repeat(np.arange(400), 2)
+    labels = np.tile([0, 1], 400)
+    called = np.stack([np.zeros(800), np.ones(800)], axis=1)  # a drain says yes
+    rows, drains = classifier.audit(labels, patients)
+    wrong = called[rows, drains] != labels[rows]
+    assert wrong.mean() == pytest.approx(0.5, abs=0.01)
+    usual = (random.random(800) < np.where(labels, 0.9, 0.05)).astype(int)
+    assert (called[np.arange(800), usual] != labels).mean() < 0.1

@@ -134,3 +134,71 @@ def test_one_class_alone_is_refused() -> None:
         decisions.threshold_for_sensitivity([1, 1], [0.2, 0.4])
     with pytest.raises(InputError, match=r"\[0, 1\]"):
         decisions.shift_prevalence([1.2], 0.5, 0.2)
+
+
+def test_operations_are_those_of_counted_knees() -> None:
+    # 1000 knees, 200 torn; the network operates on 150 of these and on 80 others.
+    labels = np.repeat([1, 0], [200, 800])
+    says = np.repeat([0.9, 0.05, 0.9, 0.05], [150, 50, 80, 720])
+    found = decisions.operations(labels, says, 0.1, 0.2)
+    assert found[:3] == pytest.approx((0.230, 0.080, 0.050))
+    # from 10 % on everybody is better than nobody: 720 needless operations are spared, and
+    # 50 missed tears are worth 9 operations each
+    assert 1000 * found.gain == pytest.approx(720 - 9 * 50)
+    # from 50 % on nobody is better: 150 found, worth one operation each, and 80 needless
+    found = decisions.operations(labels, says, 0.5, 0.2)
+    assert 1000 * found.gain == pytest.approx(150 - 80)
+
+
+@settings(max_examples=30, deadline=None)
+@given(threshold=st.floats(0.02, 0.98), prevalence=st.floats(0.02, 0.98))
+def test_no_simple_rule_gains_over_the_better_one(
+    threshold: float, prevalence: float
+) -> None:
+    everybody = decisions.operations(LABELS, np.ones(300), threshold, prevalence)
+    nobody = decisions.operations(LABELS, np.zeros(300), threshold, prevalence)
+    assert max(everybody.gain, nobody.gain) == pytest.approx(0, abs=1e-9)
+    assert everybody[:3] == pytest.approx((1, 1 - prevalence, 0))
+    assert nobody[:3] == pytest.approx((0, 0, prevalence))
+    perfect = decisions.operations(LABELS, LABELS, threshold, prevalence)
+    assert perfect.gain >= max(everybody.gain, nobody.gain) - 1e-9
+
+
+def at_most_a_tenth(labels, scores):
+    return metrics.sensitivity_at_specificity(labels, scores, 0.9)
+
+
+def test_an_exam_has_no_part_in_the_threshold_that_calls_it() -> None:
+    patients = np.arange(300) // 3
+    called = decisions.called_crosswise(LABELS, SCORES, at_most_a_tenth, patients)
+    for one in (0, 150, 299):
+        mine = patients == patients[one]
+        scores = np.where(
+            mine, 0.0, SCORES
+        )  # the patient is gone from the others' view
+        low = decisions.called_crosswise(LABELS, scores, at_most_a_tenth, patients)
+        assert not low[mine].any()
+        scores = np.where(mine, 1.0, SCORES)
+        high = decisions.called_crosswise(LABELS, scores, at_most_a_tenth, patients)
+        assert high[mine].all()
+    specificity = 1 - called[LABELS == 0].mean()
+    assert specificity == pytest.approx(0.9, abs=0.05)
+
+
+def test_crosswise_thresholds_are_chosen_on_the_other_patients() -> None:
+    seen: list[int] = []
+
+    def choose(labels, scores):
+        seen.append(len(labels))
+        # the scores are the numbers of the exams
+        left_out.append(set(range(40)) - set(scores.astype(int)))
+        return metrics.Threshold(0.0, 1.0, 0.0)
+
+    left_out: list[set[int]] = []
+    patients = np.arange(40) // 2
+    decisions.called_crosswise(
+        np.tile([0, 1], 20), np.arange(40.0), choose, patients, folds=4
+    )
+    assert sorted(k for part in left_out for k in part) == list(range(40))
+    for part in left_out:  # both exams of a patient are left out together
+        assert {k ^ 1 for k in part} == part

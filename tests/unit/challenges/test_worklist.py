@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -174,3 +175,91 @@ def test_what_cannot_be_computed_is_refused() -> None:
         worklist.draw_exams(DAY, 1, [0.5], [1], 0.5, np.random.default_rng())
     with pytest.raises(InputError, match="nobody is on duty"):
         worklist.read(listed((0, 5, False)), (0,) * 24, 0)
+
+
+READER = worklist.Habits(alone=0.9, pointed=0.97, trust=0.2, haste=0.4)
+
+
+def test_who_is_seen_by_hand() -> None:
+    rows = pd.DataFrame(
+        {
+            "arrival": range(5), "minutes": [10.0] * 5,
+            "ill": [True, True, True, True, False],
+            "marked": [True, True, False, False, True],
+            "hard": [0.96, 0.98, 0.69, 0.71, 0.0],
+        }
+    )  # fmt: skip
+    assert READER.seen(rows).tolist() == [True, False, True, False, False]
+    assert READER.hurried(rows)["minutes"].tolist() == [10, 10, 6, 6, 10]
+    done = worklist.work(rows, ROUND, 0, READER)
+    assert done["wait"].tolist() == [0, 9, 18, 23, 28]
+    assert done["told"].tolist() == [10, 19, 24, 29, 38]
+    assert done["overlooked"].tolist() == [False, True, False, True, False]
+
+
+def test_a_reader_and_a_network_find_what_the_formula_says() -> None:
+    drawn = exams(DAY, days=300)  # two of three ill are marked, one of three is not
+    ill = drawn["ill"]
+    seen = READER.seen(drawn)[ill].mean()
+    expected = 0.97 * 2 / 3 + (0.9 - 0.2) / 3
+    error = np.sqrt(expected * (1 - expected) / ill.sum())
+    assert abs(seen - expected) < 4 * error
+    assert error < 0.01
+    assert not READER.seen(drawn)[~ill].any()
+
+
+def test_more_trust_overlooks_the_same_and_more() -> None:
+    drawn = exams(DAY)
+    seen = [
+        worklist.Habits(0.9, 0.97, trust).seen(drawn) for trust in (0, 0.2, 0.5, 0.9)
+    ]
+    for careful, careless in itertools.pairwise(seen):
+        assert (careful | ~careless).all()  # whoever the careless sees
+        assert (careful & ~careless).any()
+    assert not seen[-1][~drawn["marked"]].any()
+    assert (seen[0] == seen[-1])[drawn["marked"]].all()
+
+
+def test_habits_without_trust_leave_the_list_as_it_was() -> None:
+    drawn = exams(DAY, days=5)
+    plain = worklist.Habits(0.9, 0.9)
+    for lead in (0, np.inf):
+        done = worklist.work(drawn, DAY.readers, lead, plain)
+        assert (done["wait"] == worklist.read(drawn, DAY.readers, lead)).all()
+
+
+def test_waits_of_hurried_readings_are_those_of_queueing_theory() -> None:
+    # One reader, marked first (Cobham 1954, for two kinds of reading times): with the mean
+    # residual time R = sum of rate * E[S^2] / 2, the marked wait R / (1 - load of the
+    # marked), the others R / ((1 - load of the marked)(1 - load)).
+    rate, minutes, haste = 9.0, 5.0, 0.4
+    department = worklist.steady(rate, 1, minutes, prevalence=0.5)
+    waits: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(6):
+        drawn = exams(department, days=60, seed=seed)
+        done = worklist.work(drawn, ROUND, np.inf, READER)
+        for marked in waits:
+            waits[marked].append(done["wait"][drawn["marked"] == marked].mean())
+    share = 0.5 * 2 / 3 + 0.5 / 3  # exponential times: E[S^2] is twice the mean squared
+    times = {True: minutes, False: minutes * (1 - haste)}
+    rates = {True: rate * share / 60, False: rate * (1 - share) / 60}
+    residual = sum(rates[k] * times[k] ** 2 for k in times)
+    first = residual / (1 - rates[True] * times[True])
+    later = first / (1 - sum(rates[k] * times[k] for k in times))
+    for marked, expected in ((True, first), (False, later)):
+        values = np.array(waits[marked])
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        assert abs(values.mean() - expected) < 4 * error
+        assert error < 0.1 * expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alone": 1.1}, {"pointed": -0.1}, {"trust": 0.95}, {"trust": -0.1},
+        {"haste": 1.0}, {"haste": float("nan")},
+    ],
+)  # fmt: skip
+def test_impossible_habits_are_refused(wrong) -> None:
+    with pytest.raises(InputError):
+        dataclasses.replace(READER, **wrong)
