@@ -168,22 +168,61 @@ def bootstrap(
         seed: of the resampling.
         level: share of the draws inside the interval.
     """
-    _, groups = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    groups, drawn = _draw_patients(patients, draws, seed)
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(groups))[:-1])
-    random = np.random.default_rng(seed)
     value = float(statistic(np.arange(groups.size)))
     found = np.array(
-        [
-            statistic(np.concatenate([members[k] for k in drawn]))
-            for drawn in random.integers(len(members), size=(draws, len(members)))
-        ]
+        [statistic(np.concatenate([members[k] for k in whom])) for whom in drawn]
     )
+    return _percentiles(value, found, level)
+
+
+def _draw_patients(
+    patients: ArrayLike, draws: int, seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """(N,) number of each image's patient, and (draws, patients) who is drawn."""
+    _, groups = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    count = int(groups.max()) + 1
+    drawn = np.random.default_rng(seed).integers(count, size=(draws, count))
+    return groups, drawn
+
+
+def _weights(patients: ArrayLike, draws: int, seed: int) -> NDArray[np.float64]:
+    """(draws, N) how often each image is in each test set that `bootstrap` draws."""
+    groups, drawn = _draw_patients(patients, draws, seed)
+    count = drawn.shape[1]
+    rows = np.arange(draws)[:, None] * count
+    times = np.bincount((rows + drawn).ravel(), minlength=draws * count)
+    return times.reshape(draws, count)[:, groups].astype(np.float64)
+
+
+def _percentiles(value: float, found: NDArray[np.float64], level: float) -> Interval:
+    """A value, and the middle part of what other test sets gave; NaN is left out."""
     found = found[~np.isnan(found)]
     if not found.size:
         return Interval(value, float("nan"), float("nan"))
     low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(value, float(low), float(high))
+
+
+def mean_bootstrap(
+    values: ArrayLike,
+    patients: ArrayLike,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Mean of one number an image, with the interval of `bootstrap`, but faster.
+
+    >>> mean_bootstrap([0, 0, 1, 1], ["a", "a", "b", "b"]).value
+    0.5
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    weights = _weights(patients, draws, seed)
+    found = weights @ numbers / weights.sum(axis=1)
+    return _percentiles(float(numbers.mean()), found, level)
 
 
 def auc_bootstrap(
@@ -198,13 +237,13 @@ def auc_bootstrap(
     """AUC with a bootstrap interval over patients (over images without them)."""
     truth, values = _labels_and_scores(labels, scores)
     clusters = np.arange(truth.size) if patients is None else patients
-    return bootstrap(
-        lambda index: auc(truth[index], values[index]),
-        clusters,
-        draws=draws,
-        seed=seed,
-        level=level,
-    )
+    weights = _weights(clusters, draws, seed)
+    ill, well = weights[:, truth], weights[:, ~truth]
+    mine, theirs = values[truth][:, None], values[~truth]
+    above = (mine > theirs) + 0.5 * (mine == theirs)
+    with np.errstate(invalid="ignore"):
+        found = (ill @ above * well).sum(axis=1) / (ill.sum(axis=1) * well.sum(axis=1))
+    return _percentiles(auc(truth, values), found, level)
 
 
 def roc_points(
@@ -390,6 +429,41 @@ def expected_calibration_error(
     mean, share, count = calibration_bins(labels, probabilities, bins)
     filled = count > 0
     return float(np.sum(np.abs(mean - share)[filled] * count[filled]) / count.sum())
+
+
+def calibration_bootstrap(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    patients: ArrayLike,
+    bins: int = 10,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Expected calibration error with a bootstrap interval over patients.
+
+    Chance moves bins away from the diagonal, so the error of a small test set is too
+    large, and that of a drawn one is larger again.  What drawing adds is therefore taken
+    off before the interval goes down; up it goes from the error that was found.  It
+    begins at 0 where right probabilities would show such an error, too: in 95 % of the
+    test sets whose labels are drawn from the probabilities it is as small (Bröcker and
+    Smith 2007).
+    """
+    truth, values = _labels_and_scores(labels, probabilities)
+    value = expected_calibration_error(truth, values, bins)
+    inside = np.eye(bins)[np.minimum((values * bins).astype(int), bins - 1)]
+    weights = _weights(patients, draws, seed)
+    gaps = np.abs(weights @ (inside * (values - truth)[:, None])).sum(axis=1)
+    drawn = gaps / weights.sum(axis=1)
+    added = float(drawn.mean()) - value
+    half = float(np.quantile(drawn, 0.5 + level / 2) - drawn.mean())
+    low, high = max(value - added - half, 0.0), value + half
+    right = np.random.default_rng(seed).random((draws, values.size)) < values
+    by_chance = np.abs((values - right) @ inside).sum(axis=1) / values.size
+    if value <= np.quantile(by_chance, level):
+        low = 0.0
+    return Interval(value, low, high)
 
 
 # ------------------------------------------------------------------------------ summary

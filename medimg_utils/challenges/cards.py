@@ -8,17 +8,25 @@ from the results, so that a card cannot lag behind its network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from string import Template
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medimg_utils import metrics, results
+from medimg_utils.challenges.fairness import FEWEST, age_group
 from medimg_utils.errors import InputError
 
 
 @dataclass(frozen=True)
 class Words:
-    """What no result can say of a network; one sentence or two each."""
+    """What no result can say of a network; one sentence or two each.
+
+    `$voxel` and the like are put in from the settings of the stored run.
+    """
 
     title: str
     network: str
@@ -58,10 +66,10 @@ WORDS = {
     ),
     "knee": Words(
         title="Injuries in knee MRI",
-        network="One MRNet for each of three series, with SqueezeNet's features and an "
+        network="One MRNet for each of three series, with $features's features and an "
         "output for each of three diagnoses, built by `medimg_utils.knee.models.MRNet`; "
         "the standard histograms of the series; the regressions that join the three.",
-        trained_on="Simulated exams, starting from ImageNet weights. No real exam was "
+        trained_on="Simulated exams, starting from $start. No real exam was "
         "used; the texture of marrow and muscle comes from a real scan.",
         made_for="Teaching: combining series, reading activation maps and measuring them, "
         "finding failures.",
@@ -82,18 +90,18 @@ WORDS = {
     ),
     "brain": Words(
         title="Brain tumours in MRI, and survival",
-        network="A padded 3-D U-Net that finds the tumour at 4 mm, an unpadded one that "
-        "labels it at 2 mm, and a copy of the second whose normalisation is fixed, so "
+        network="A padded 3-D U-Net that finds the tumour at $coarse mm, an unpadded one "
+        "that labels it at $voxel mm, and a copy of the second whose normalisation is fixed, so "
         "that it takes the whole box in one pass; built by `medimg_utils.brain.models`; "
         "the survival models beside them.",
-        trained_on="Simulated patients at 2 mm. No real brain with a tumour was used.",
+        trained_on="Simulated patients at $voxel mm. No real brain with a tumour was used.",
         made_for="Teaching: looking at labels in three planes, comparing ways of "
         "inference, seeing what survival models can and cannot say.",
         not_made_for="Any decision about a patient, and least of all a statement about how "
         "long somebody will live. The networks were never tested in a clinic.",
         limits="One template, deformed, stands behind all brains, so sulci and ventricles "
-        "vary less than in people. The voxels of the networks are 2 mm wide: thin "
-        "enhancing rims are blurred, and their Dice is the lowest.",
+        "vary less than in people. The voxels of the networks are $voxel mm wide: thin "
+        "enhancing rims are blurred.",
         made_from="The brain template listed under [](../data.md), deformed, with grown "
         "tumours, rendered by the signal equations of MR.",
         shows="Four MR images of each patient in the layout of BraTS, tumours of high and "
@@ -104,13 +112,6 @@ WORDS = {
     ),
 }
 
-#: Names of groups as readers know them.
-GROUPS = {
-    "view": "projection", "drain": "chest drain", "anatomy": "anatomy", "sex": "sex",
-    "age": "age", "habitus": "habitus", "field": "field strength (T)", "grade": "grade",
-    "field_t": "field strength (T)", "side": "side", "kind": "kind",
-}  # fmt: skip
-
 
 def _words(name: str) -> Words:
     if name not in WORDS:
@@ -118,61 +119,114 @@ def _words(name: str) -> Words:
     return WORDS[name]
 
 
-def _interval(value: float, low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return f"{value:.2f}"
-    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+def _facts(stored: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of the run, as the words above name them."""
+    ours = {row["setting"]: row["ours"] for row in stored["settings"]}
+    names = {"alexnet": "AlexNet", "squeezenet": "SqueezeNet"}
+    start = "ImageNet weights" if ours.get("imagenet") else "random weights"
+    if ours.get("rehearse_epochs"):
+        start += "; the features first learned where findings lie"
+    voxel = ours.get("voxel", 0)
+    return {
+        "voxel": f"{voxel:g}",
+        "coarse": f"{voxel * ours.get('factor', 0):g}",
+        "features": names.get(ours.get("backbone", ""), str(ours.get("backbone"))),
+        "start": start,
+    }
 
 
-def _share(values: list[bool]) -> str:
-    return _interval(*metrics.proportion(sum(values), len(values)))
+def _told(found: Sequence[float], form: str = ".2f") -> str:
+    value, low, high = found
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _table(head: list[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _pneumothorax(test: Mapping[str, Any]) -> dict[str, str]:
-    area, overlap, point = test["auc"], test["dice"], test["operating_point"]
-    ill = [c["score"] >= point["threshold"] for c in test["cases"] if c["label"]]
-    well = [c["score"] < point["threshold"] for c in test["cases"] if not c["label"]]
+# ----------------------------------------------------------------- measures of one test
+
+Case = Mapping[str, Any]
+
+
+def _share(hits: Sequence[bool], patients: Sequence[str]) -> str:
+    """A share of exams: over patients, or Wilson's where nobody or everybody is hit."""
+    if 0 < sum(hits) < len(hits):
+        return _told(metrics.mean_bootstrap(hits, patients))
+    independent = len(set(patients))
+    return _told(metrics.proportion(independent if any(hits) else 0, independent))
+
+
+def _rates(
+    labels: Sequence[int],
+    scores: Sequence[float],
+    patients: Sequence[str],
+    threshold: float,
+) -> dict[str, str]:
+    """Sensitivity and specificity at a threshold, and the calibration error."""
+    rows = list(zip(labels, scores, patients, strict=True))
+    ill = [(score >= threshold, who) for label, score, who in rows if label]
+    well = [(score < threshold, who) for label, score, who in rows if not label]
     return {
-        "AUC": _interval(area["value"], *area["bootstrap"]),
-        "Dice of positives": _interval(*(overlap[k] for k in ("value", "low", "high"))),
-        "sensitivity at the threshold": _share(ill),
-        "specificity at the threshold": _share(well),
-        "calibration error": f"{test['calibration']['expected_calibration_error']:.2f}",
+        "sensitivity": _share(*zip(*ill, strict=True)),
+        "specificity": _share(*zip(*well, strict=True)),
+        "calibration error": _told(
+            metrics.calibration_bootstrap(labels, scores, patients)
+        ),
+    }
+
+
+def _column(cases: Sequence[Case], name: str) -> list[Any]:
+    return [case[name] for case in cases]
+
+
+def _pneumothorax(test: Mapping[str, Any]) -> dict[str, str]:
+    area, overlap, cases = test["auc"], test["dice"], test["cases"]
+    return {
+        "AUC": _told([area["value"], *area["bootstrap"]]),
+        "Dice of positives": _told([overlap[k] for k in ("value", "low", "high")]),
+        **_rates(
+            _column(cases, "label"),
+            _column(cases, "score"),
+            _column(cases, "patient"),
+            test["operating_point"]["threshold"],
+        ),
     }
 
 
 def _knee(test: Mapping[str, Any]) -> dict[str, str]:
     told = {}
-    way = test["combination"]
+    way, cases = test["combination"], test["cases"]
     for diagnosis, found in test["diagnoses"].items():
         area, point = found["combined"]["auc"], found["combined"]["operating_point"]
-        told[f"AUC, {diagnosis}"] = _interval(area["value"], *area["bootstrap"])
-        called = [
-            (case["labels"][diagnosis],
-             case["combined"][way][diagnosis] >= point["threshold"])
-            for case in test["cases"]
-        ]  # fmt: skip
-        told[f"sensitivity, {diagnosis}"] = _share([c for ill, c in called if ill])
-        told[f"specificity, {diagnosis}"] = _share([not c for i, c in called if not i])
+        rates = _rates(
+            [case["labels"][diagnosis] for case in cases],
+            [case["combined"][way][diagnosis] for case in cases],
+            _column(cases, "exam_id"),  # each of another patient
+            point["threshold"],
+        )
+        told[f"AUC, {diagnosis}"] = _told([area["value"], *area["bootstrap"]])
+        told |= {f"{rate}, {diagnosis}": text for rate, text in rates.items()}
     return told
 
 
 def _brain(test: Mapping[str, Any]) -> dict[str, str]:
     told = {}
+    cases = test["cases"]
     for region, found in test["regions"].items():
-        overlap, far = found["dice"], found["hausdorff95_mm"]
-        told[f"Dice, {region}"] = _interval(overlap["mean"], *overlap["interval"])
-        told[f"Hausdorff 95 % (mm), median, {region}"] = f"{far['median']:.1f}"
+        overlap = found["dice"]
+        far = np.array([case[region]["hausdorff95_mm"] for case in cases])
+
+        def median(drawn: NDArray[np.int64], far: NDArray[np.float64] = far) -> float:
+            return float(np.median(far[drawn]))
+
+        middle = metrics.bootstrap(median, _column(cases, "patient"))
+        told[f"Dice, {region}"] = _told([overlap["mean"], *overlap["interval"]])
+        told[f"Hausdorff 95 % (mm), median, {region}"] = _told(middle, ".1f")
     run = test["survival"]["run"]
-    told["survival class right"] = _share(
-        [True] * round(run["accuracy"] * run["n"])
-        + [False] * (run["n"] - round(run["accuracy"] * run["n"]))
-    )
+    right = round(run["accuracy"] * run["n"])
+    told["survival class right"] = _told(metrics.proportion(right, run["n"]))
     return told
 
 
@@ -196,43 +250,134 @@ def _count(test: Mapping[str, Any]) -> int:
     return n if isinstance(n, int) else next(iter(n.values()))
 
 
+# --------------------------------------------------------------------- groups of a test
+
+Row = tuple[str, str, str, str]  # by, group, exams, measured
+
+
+def _area(ill: Sequence[Case], well: Sequence[Case]) -> str:
+    """AUC of cases with a score, or `too few`."""
+    if min(len(ill), len(well)) < FEWEST:
+        return "too few"
+    both = [*ill, *well]
+    columns = (_column(both, key) for key in ("label", "score", "patient"))
+    return _told(metrics.auc_bootstrap(*columns))
+
+
+def _mean(values: Sequence[float], patients: Sequence[str]) -> str:
+    """Mean of one number an exam, or `too few`."""
+    if len(values) < FEWEST:
+        return "too few"
+    return _told(metrics.mean_bootstrap(values, patients))
+
+
+def _groups(
+    cases: Sequence[Case], attributes: Mapping[str, Callable[[Case], str]]
+) -> list[tuple[str, str, list[Case]]]:
+    """The cases of each value of each attribute that cases tell of and differ in."""
+    answer = []
+    for name, of in attributes.items():
+        try:
+            values = [of(case) for case in cases]
+        except KeyError:  # this run did not store it
+            continue
+        groups = sorted(set(values) - {""})
+        if len(groups) > 1:
+            answer += [
+                (name, g, [c for c, v in zip(cases, values, strict=True) if v == g])
+                for g in groups
+            ]
+    return answer
+
+
+def _stored(name: str) -> Callable[[Case], str]:
+    return lambda case: str(case[name])
+
+
+def _pneumothorax_groups(test: Mapping[str, Any]) -> list[Row]:
+    cases = test["cases"]
+    every_well = [case for case in cases if not case["label"]]
+    rows = []
+    for name, group, members in _groups(cases, {
+        "sex": _stored("sex"),
+        "age": lambda case: age_group(case["age"]),
+        "habitus": _stored("habitus"),
+        "projection": _stored("view"),
+        "chest drain": lambda case: "yes" if "drain" in case["devices"] else "no",
+        "anatomy": _stored("anatomy"),
+        "side": _stored("side"),
+        "kind": _stored("kind"),
+    }):  # fmt: skip
+        ill = [case for case in members if case["label"]]
+        # nobody without a pneumothorax has a side or a kind of it
+        well = [case for case in members if not case["label"]] or every_well
+        drawn = [case for case in ill if "dice" in case]
+        overlap = _mean(_column(drawn, "dice"), _column(drawn, "patient"))
+        told = f"AUC {_area(ill, well)}, Dice {overlap}"
+        rows.append((name, group, f"{len(ill)} ill, {len(well)} well", told))
+    return rows
+
+
+def _knee_groups(test: Mapping[str, Any]) -> list[Row]:
+    names = {"anatomy": "anatomy", "habitus": "habitus", "side": "side",
+             "field": "field strength (T)"}  # fmt: skip
+    rows = []
+
+    def add(name: str, group: str, diagnosis: str, found: Mapping[str, Any]) -> None:
+        ill, well = found["positives"], found["negatives"]
+        area = [found[k] for k in ("value", "low", "high")]
+        told = _told(area) if min(ill, well) >= FEWEST else "too few"
+        text = f"AUC, {diagnosis}: {told}"
+        rows.append((name, group, f"{ill} ill, {well} well", text))
+
+    for attribute, groups in test["subgroups"].items():
+        if attribute in names:
+            for group, by_diagnosis in groups.items():
+                for diagnosis, found in by_diagnosis.items():
+                    add(names[attribute], str(group), diagnosis, found)
+        elif attribute in ("kind", "grade"):  # of a finding: beside all who lack it
+            for diagnosis, kinds in groups.items():
+                for kind, found in kinds.items():
+                    add(f"{attribute} of finding", kind, diagnosis, found)
+    return rows
+
+
+def _brain_groups(test: Mapping[str, Any]) -> list[Row]:
+    rows = []
+    for name, group, members in _groups(test["cases"], {
+        "sex": _stored("sex"),
+        "grade": _stored("grade"),
+        "side": _stored("side"),
+        "field strength (T)": _stored("field_t"),
+        "enhancement": _stored("pattern"),
+        "location": _stored("location"),
+    }):  # fmt: skip
+        patients = _column(members, "patient")
+        told = [
+            f"Dice, {region}: "
+            + _mean([case[region]["dice"] for case in members], patients)
+            for region in test["regions"]
+        ]
+        rows += [(name, group, str(len(members)), text) for text in told]
+    return rows
+
+
+GROUPS = {
+    "pneumothorax": _pneumothorax_groups,
+    "knee": _knee_groups,
+    "brain": _brain_groups,
+}
+
+
 def by_group(name: str, stored: Mapping[str, Any] | None = None) -> str:
-    """Markdown table: the first test by group, each group with its number of exams."""
+    """Markdown table: the first test by group, with exams and 95 % intervals."""
     tests = (stored or results.load(f"{name}-lab"))["tests"]
     key = "unseen-patients" if "unseen-patients" in tests else next(iter(tests))
-    rows = []
-    for attribute, groups in tests[key]["subgroups"].items():
-        if attribute not in GROUPS or (
-            name == "knee" and attribute in ("kind", "grade")
-        ):
-            continue
-        for group, found in groups.items():
-            told = _group(name, found)
-            if told is not None:
-                rows.append([GROUPS[attribute], str(group), *told])
+    rows = GROUPS[name](tests[key])
     return _table(["by", "group", "exams", "measured"], rows)
 
 
-def _group(name: str, found: Mapping[str, Any]) -> list[str] | None:
-    if name == "knee":
-        first = next(iter(found.values()))
-        exams = first["positives"] + first["negatives"]
-        text = ", ".join(
-            f"AUC {diagnosis} {_interval(*(one[k] for k in ('value', 'low', 'high')))}"
-            for diagnosis, one in found.items()
-            if one["value"] is not None
-        )
-        return [str(exams), text]
-    if name == "brain":
-        regions = [k for k in found if k != "n" and found[k] is not None]
-        return [str(found["n"]), ", ".join(f"Dice {k} {found[k]:.2f}" for k in regions)]
-    exams = f"{found['positives']} ill, {found['negatives']} well"
-    told = [
-        f"{label} {found[k]:.2f}"
-        for label, k in (("AUC", "auc"), ("Dice", "dice"))
-        if found.get(k) is not None
-    ]
-    return [exams, ", ".join(told)] if told else None
+# ------------------------------------------------------------------------------- cards
 
 
 def model_card(name: str) -> str:
@@ -247,19 +392,27 @@ def model_card(name: str) -> str:
     words, stored = _words(name), results.load(f"{name}-lab")
     training = stored["training"]
     about, headline = training["about"], stored["headline"]
+    network, trained_on, limits = (
+        Template(text).substitute(_facts(stored))
+        for text in (words.network, words.trained_on, words.limits)
+    )
     parts = {
-        "Model": f"{words.network} Run size `{about['size']}`, seed {about['seed']}, "
+        "Model": f"{network} Run size `{about['size']}`, seed {about['seed']}, "
         f"commit `{about['commit']}`, PyTorch {about['versions']['torch']}; "
         f"{training['minutes']:.0f} minutes on {headline['hardware']}.",
         "Intended use": f"{words.made_for}\n\n**Not for:** {words.not_made_for}\n\n"
         f"`{words.command}`",
-        "Training data": f"{words.trained_on} {_composition(about)}",
-        "Measured": "With 95 % intervals. All exams are simulated; how each threshold was "
-        "chosen is told in the chapters. Intervals of shares are Wilson's, which takes "
-        f"exams for independent.\n\n{measured(name, stored)}",
-        "By group": "On unseen patients. Small groups say little, and many groups are "
-        f"compared: one of twenty differs by chance.\n\n{by_group(name, stored)}",
-        "Known limits": words.limits,
+        "Training data": f"{trained_on} {_composition(about)}",
+        "Measured": "With 95 % intervals over patients. All exams are simulated; how each "
+        "threshold was chosen is told in the chapters. A calibration error of a few "
+        "exams is too large by chance alone; its interval allows for that.\n\n"
+        f"{measured(name, stored)}",
+        "By group": "On unseen patients. With fewer than "
+        f"{FEWEST} ill (or {FEWEST} well, where an AUC compares them) a group is too few "
+        "for a number. Many groups are compared: of twenty such intervals that hold, one "
+        "misses the truth by chance.\n\n"
+        f"{by_group(name, stored)}",
+        "Known limits": limits,
     }
     return "\n\n".join(f"### {head}\n\n{text}" for head, text in parts.items())
 

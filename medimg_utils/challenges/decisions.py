@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.linear_model import LogisticRegression
 
 from medimg_utils import metrics
 from medimg_utils.errors import InputError
@@ -50,6 +51,43 @@ def shift_prevalence(
         raise InputError("probabilities must lie in [0, 1].")
     factor = after / (1 - after) * (1 - before) / before
     return p * factor / (p * factor + 1 - p)
+
+
+def fit_probability(
+    labels: ArrayLike, scores: ArrayLike
+) -> Callable[[ArrayLike, float], NDArray[np.float64]]:
+    """Learn on some patients what a score means; the answer is for others.
+
+    A logistic regression on the log odds of the score (Platt 1999), then
+    `shift_prevalence`.
+
+    Args:
+        labels: (N,) 0 or 1 of the patients to learn from, at least one of each.
+        scores: (N,) in [0, 1].
+
+    Returns:
+        A function of scores and of the prevalence of a clinic, which gives
+        probabilities there.
+
+    >>> probability = fit_probability([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    >>> rare, often = (probability([0.5], prevalence)[0] for prevalence in (0.01, 0.5))
+    >>> bool(rare < 0.05 < often)
+    True
+    """
+    truth = np.asarray(labels)
+
+    def log_odds(values: ArrayLike) -> NDArray[np.float64]:
+        p = np.clip(np.asarray(values, dtype=np.float64), 1e-6, 1 - 1e-6)
+        return np.log(p / (1 - p))[:, None]
+
+    learned = float(_inside("the share of positives", truth.mean()))
+    model = LogisticRegression().fit(log_odds(scores), truth)
+
+    def probability(values: ArrayLike, prevalence: float) -> NDArray[np.float64]:
+        here = model.predict_proba(log_odds(values))[:, 1]
+        return shift_prevalence(here, learned, prevalence)
+
+    return probability
 
 
 def net_benefit(

@@ -107,6 +107,23 @@ def test_bootstrap_without_clusters_is_scipys():
     assert ours.high == pytest.approx(theirs.high, abs=0.03)
 
 
+def test_fast_bootstraps_are_the_slow_one():
+    labels, scores = _scores(ties=True)
+    patients = np.random.default_rng(2).integers(0, 50, len(labels))
+    for fast, statistic in (
+        (
+            metrics.auc_bootstrap(labels, scores, patients, draws=200),
+            lambda k: metrics.auc(labels[k], scores[k]),
+        ),
+        (
+            metrics.mean_bootstrap(scores, patients, draws=200),
+            lambda k: scores[k].mean(),
+        ),
+    ):
+        slow = metrics.bootstrap(statistic, patients, draws=200)
+        np.testing.assert_allclose(fast, slow, rtol=1e-12)
+
+
 def test_bootstrap_leaves_undefined_draws_out_and_repeats():
     labels, scores, patients = [1, 0, 0], [0.9, 0.1, 0.2], ["a", "b", "b"]
     found = metrics.auc_bootstrap(labels, scores, patients, draws=50)
@@ -211,6 +228,27 @@ def test_pointing_game():
 # --------------------------------------------------------------------------- calibration
 
 
+def test_the_interval_of_the_calibration_error_holds_the_truth():
+    """Right probabilities have the error 0, and doubled odds one that a sum tells."""
+    random = np.random.default_rng(0)
+    fine = np.linspace(0.02, 0.98, 10**5)
+    exact = np.mean(2 * fine / (1 + fine) - fine)  # all bins err to the same side
+    right, doubled = [], []
+    for _ in range(150):
+        true = random.uniform(0.02, 0.98, 200)
+        labels = (random.random(200) < true).astype(int)
+        said = 2 * true / (1 + true)
+        who = np.arange(200)
+        one, other = (
+            metrics.calibration_bootstrap(labels, p, who, draws=200)
+            for p in (true, said)
+        )
+        right.append(one.low == 0)
+        doubled.append(other.low <= exact <= other.high)
+    assert np.mean(right) > 0.95 - 4 * np.sqrt(0.95 * 0.05 / 150)
+    assert np.mean(doubled) > 0.95 - 4 * np.sqrt(0.95 * 0.05 / 150)
+
+
 def test_calibration_is_scikit_learns():
     random = np.random.default_rng(0)
     probabilities = random.random(500)
@@ -228,5 +266,7 @@ def test_calibration_is_scikit_learns():
 
 def test_a_confident_liar_is_badly_calibrated():
     assert metrics.expected_calibration_error([0, 0], [1.0, 1.0]) == 1
+    # one patient: every drawn test set is the whole again
+    assert metrics.calibration_bootstrap([0, 0], [1.0, 1.0], [7, 7]) == (1, 1, 1)
     with pytest.raises(InputError, match=r"\[0, 1\]"):
         metrics.expected_calibration_error([0, 1], [0.5, 1.5])

@@ -202,3 +202,27 @@ def test_crosswise_thresholds_are_chosen_on_the_other_patients() -> None:
     assert sorted(k for part in left_out for k in part) == list(range(40))
     for part in left_out:  # both exams of a patient are left out together
         assert {k ^ 1 for k in part} == part
+
+
+def test_a_fitted_probability_is_right_on_other_patients():
+    random = np.random.default_rng(0)
+
+    def drawn(n, share):
+        """Labels, and scores that are far too sure of themselves."""
+        labels = (random.random(n) < share).astype(int)
+        shown = random.normal(2 * labels - 1, 1)
+        return labels, 1 / (1 + np.exp(-5 * shown))
+
+    probability = decisions.fit_probability(*drawn(4000, 0.4))
+    labels, scores = drawn(20_000, 0.1)
+    found = probability(scores, 0.1)
+    assert metrics.expected_calibration_error(labels, scores) > 0.1
+    assert metrics.expected_calibration_error(labels, found) < 0.02
+    assert metrics.auc(labels, found) == pytest.approx(
+        metrics.auc(labels, scores), abs=1e-3
+    )
+
+
+def test_a_probability_is_not_learned_from_one_class():
+    with pytest.raises(InputError, match="share of positives is 1"):
+        decisions.fit_probability([1, 1], [0.2, 0.9])
