@@ -145,9 +145,7 @@ SIMULATORS := $(wildcard medimg_utils/physics/*.py)
 .cache/release-brain: $(patsubst %,medimg_utils/brain/%.py,simulate phantom tumour \
 	head scan)
 $(RELEASES): .cache/release-%: $(SIMULATORS) medimg_utils/simulation.py | $(ANATOMY)
-	rm -rf "$(MEDIMG_DATA)/$*-tiny"
-	$(BIN)/python -c "from medimg_utils.$*.simulate import ensure_release; \
-		ensure_release('tiny')"
+	$(BIN)/python data_scripts/simulate.py tiny $*
 	mkdir -p .cache && touch $@
 
 # Stored outputs go stale when the package, the data or the run size changes.
@@ -155,8 +153,10 @@ $(OUTPUTS): $(PACKAGE) $(RELEASES) .cache/run-size
 	rm -rf .cache/notebooks
 	mkdir -p .cache && touch $@
 
-# Sphinx itself rebuilds the pages that changed; these it does not know of.
-$(PAGES): $(OUTPUTS) $(ASSETS) $(wildcard book/_ext/*.py book/_static/* book/_extra/vendor/*)
+# Sphinx itself rebuilds the pages that changed. Of these files it does not know, or not
+# that every page shows them: the table of contents is the sidebar of all pages.
+$(PAGES): $(OUTPUTS) $(ASSETS) _config.yml book/_toc.yml \
+		$(wildcard book/_ext/*.py book/_static/* book/_extra/vendor/*)
 	rm -rf _build
 	mkdir -p .cache && touch $@
 

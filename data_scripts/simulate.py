@@ -1,5 +1,8 @@
 """Simulate exams from real anatomy and write them in the layout of a real release."""
 
+from dataclasses import asdict
+from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +13,14 @@ from medimg_utils.commands import Commands
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__
 )
+
+
+class UseCase(StrEnum):
+    """Names of the use cases."""
+
+    PNEUMOTHORAX = "pneumothorax"
+    KNEE = "knee"
+    BRAIN = "brain"
 
 
 @app.callback()
@@ -88,6 +99,20 @@ def brain(
 
     plan = Simulation(patients, seed, spacing=spacing, images=not tables_only)
     simulate_release(out, plan, workers=workers)
+
+
+@app.command()
+def tiny(
+    use_case: Annotated[UseCase, typer.Argument(help="Which of the three.")],
+) -> None:
+    """What tests and notebooks use, made anew: MEDIMG_DATA/<use case>-tiny."""
+    from medimg_utils.settings import get_settings
+    from medimg_utils.simulation import remove_older
+
+    module = import_module(f"medimg_utils.{use_case}.simulate")
+    plan, data = asdict(module.RELEASES["tiny"]), get_settings().data
+    remove_older(data / f"{use_case}-tiny", plan, module.FILES, present_too=True)
+    typer.echo(f"complete in {module.ensure_release('tiny')}")
 
 
 if __name__ == "__main__":

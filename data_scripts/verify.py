@@ -6,15 +6,17 @@ there is a problem.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from medimg_utils.commands import Command
 from medimg_utils.errors import InputError
-from medimg_utils.release import Check
+from medimg_utils.release import Check, release_folder
+
+app = typer.Typer(add_completion=False)
 
 SHOWN = 5  # cases listed of each problem
 USE_CASES = {  # layout → the use case that reads it
@@ -27,6 +29,7 @@ USE_CASES = {  # layout → the use case that reads it
 }
 
 
+@app.command(cls=Command)
 def main(
     layout: Annotated[str, typer.Argument(help=", ".join(USE_CASES))],
     path: Annotated[Path, typer.Argument(help="Folder of the release.")],
@@ -34,14 +37,11 @@ def main(
 ) -> None:
     """Print what is fine in a release and what is not; exit 1 on a problem."""
     if layout not in USE_CASES:
-        sys.exit(
-            f"error: {layout!r} is no known layout; there are: {', '.join(USE_CASES)}."
+        raise InputError(
+            f"{layout!r} is no known layout; there are: {', '.join(USE_CASES)}."
         )
     dataset = import_module(f"medimg_utils.{USE_CASES[layout]}.dataset")
-    try:
-        checks = dataset.verify(layout, path, progress=not quiet)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    checks = dataset.verify(layout, release_folder(path), progress=not quiet)
     width = max(len(check.name) for check in checks)
     for check in checks:
         typer.echo(f"{_state(check):7}  {check.name:{width}}  {check.found}")
@@ -52,7 +52,8 @@ def main(
                 f"{'':7}  {'':{width}}  - and {len(check.problems) - SHOWN} more"
             )
     problems = sum(len(check.problems) for check in checks)
-    typer.echo(f"{path}: {f'{problems} problems' if problems else 'fine'}")
+    plural = "" if problems == 1 else "s"
+    typer.echo(f"{path}: {f'{problems} problem{plural}' if problems else 'fine'}")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -61,4 +62,4 @@ def _state(check: Check) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

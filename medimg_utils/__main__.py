@@ -85,13 +85,14 @@ def train_pneumothorax(
     """U-Net after Gooßen et al. 2019 on SIIM-ACR or ChestX-ray14."""
     from medimg_utils.pneumothorax import experiment
 
-    settings = get_settings()
-    history = experiment.train(
+    history = _train(
+        experiment,
         data,
         out,
-        experiment.get_experiment(size or settings.size, epochs=epochs),
+        size,
+        seed,
+        epochs,
         fold=fold,
-        seed=settings.seed if seed is None else seed,
         resume=resume,
         cache=cache,
         workers=workers,
@@ -170,13 +171,14 @@ def train_knee(
     """MRNet after Bien et al. 2018 on MRNet-v1.0 or KneeMRI."""
     from medimg_utils.knee import experiment
 
-    settings = get_settings()
-    logs = experiment.train(
+    logs = _train(
+        experiment,
         data,
         out,
-        experiment.get_experiment(size or settings.size, epochs=epochs),
+        size,
+        seed,
+        epochs,
         fold=fold,
-        seed=settings.seed if seed is None else seed,
         resume=resume,
         allow_missing=allow_missing,
         workers=workers,
@@ -290,13 +292,14 @@ def train_brain(
     """Two-step 3-D U-Net after Weninger et al. 2019 on BraTS or MSD Task01."""
     from medimg_utils.brain import experiment
 
-    settings = get_settings()
-    logs = experiment.train(
+    logs = _train(
+        experiment,
         data,
         out,
-        experiment.get_experiment(size or settings.size, epochs=epochs),
+        size,
+        seed,
+        epochs,
         fold=fold,
-        seed=settings.seed if seed is None else seed,
         resume=resume,
         cache=cache,
         workers=workers,
@@ -376,6 +379,26 @@ def predict_brain(
             f"{volumes['ET']:.1f} cm³; survival "
             + ("not estimated" if days is None else f"{days:.0f} days")
         )
+
+
+def _train(
+    experiment: Any,
+    data: Path,
+    out: Path,
+    size: str | None,
+    seed: int | None,
+    epochs: int | None,
+    **options: Any,
+) -> Any:
+    """Train with the settings of a size; the environment gives what is not given."""
+    settings = get_settings()
+    return experiment.train(
+        data,
+        out,
+        experiment.get_experiment(size or settings.size, epochs=epochs),
+        seed=settings.seed if seed is None else seed,
+        **options,
+    )
 
 
 def _show(value: Any) -> str:

@@ -5,20 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from medimg_utils.errors import InputError
 
-SHOWN = (InputError, ArithmeticError, FileNotFoundError, PermissionError)
+SHOWN = (InputError, ArithmeticError, OSError)
 
 
-class Commands(TyperGroup):
-    """Group of commands that says what was wrong in one line and exits with 1."""
+class OneLine:
+    """Says what was wrong in one line and exits with 1; mixed into a kind of command."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command."""
+        """Run the command."""
         try:
-            return super().invoke(ctx)
+            return super().invoke(ctx)  # type: ignore[misc]
         except SHOWN as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(1) from None
+
+
+class Commands(OneLine, TyperGroup):
+    """A group of commands."""
+
+
+class Command(OneLine, TyperCommand):
+    """A script that is one command."""

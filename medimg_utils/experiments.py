@@ -6,12 +6,13 @@ and one instance of it a run size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, field, fields, replace
 from typing import Any, TypeVar
 
 from lightning_fabric import Fabric
 
+from medimg_utils import results
 from medimg_utils.errors import InputError
 from medimg_utils.settings import SIZES
 
@@ -62,6 +63,72 @@ def describe(experiment: Any) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def facts_of_run(
+    experiment: Any, *, fold: int | None, seed: int, data: Any, **met: Any
+) -> dict[str, Any]:
+    """What a run keeps about its training, in its settings and in its JSON file.
+
+    Args:
+        experiment: the settings.
+        fold: that was held out; None for a single hold-out.
+        seed: of the run.
+        data: what it was trained on, as facts.
+        met: digests of those it has met, by their role.
+    """
+    return {
+        "experiment": asdict(experiment),
+        "fold": fold,
+        "seed": seed,
+        "data": data,
+        **met,
+    }
+
+
+def provenance(
+    experiment: Any, *, data: Any, seed: int, n: int | Mapping[str, int]
+) -> dict[str, Any]:
+    """Where numbers of an experiment come from that were measured on this machine.
+
+    See `medimg_utils.results.provenance`.
+    """
+    return results.provenance(
+        size=experiment.size, data=data, device=device_name(), seed=seed, n=n
+    )
+
+
+def protocol(held_out: bool) -> str:
+    """In words, what a network was measured on: a held-out part, or a whole release."""
+    return (
+        "patients held out of the training release"
+        if held_out
+        else "a release of other patients than those of training"
+    )
+
+
+def raise_failures(
+    failures: Sequence[str], total: int, what: str, kind: type[InputError]
+) -> None:
+    """Say, after a prediction of many, which could not be used, and why.
+
+    Args:
+        failures: what was wrong, a text each; none is fine.
+        total: how many there were.
+        what: they are, e.g. `files`.
+        kind: of error.
+
+    >>> raise_failures([], 3, "files", InputError)
+    >>> raise_failures(["a.png: empty"], 3, "files", InputError)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    medimg_utils.errors.InputError: 1 of 3 files could not be used, the others ...
+    """
+    if failures:
+        raise kind(
+            f"{len(failures)} of {total} {what} could not be used, the others were "
+            "written: " + " | ".join(failures)
+        )
 
 
 def device_name() -> str:

@@ -14,11 +14,12 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -26,16 +27,19 @@ from tqdm.auto import tqdm
 from medimg_utils.errors import InputError
 from medimg_utils.io import to_json, write_json_atomic
 
+Plan = TypeVar("Plan")
+Owner = TypeVar("Owner")
+_NOTES = ("simulation.json", "unfinished.json")
+
 
 @dataclass(frozen=True)
 class Part:
     """One piece of work.
 
-    Attributes
-    ----------
-    name: of its record; a valid file name.
-    arguments: of the function that does the work; they must be picklable.
-    units: what the progress bar counts, e.g. the films of a patient.
+    Attributes:
+        name: of its record; a valid file name.
+        arguments: of the function that does the work; they must be picklable.
+        units: what the progress bar counts, e.g. the films of a patient.
     """
 
     name: str
@@ -50,6 +54,7 @@ def write_in_parts(
     work: Callable[..., Any],
     finish: Callable[[list[Any]], None],
     *,
+    prepare: Callable[[], object] | None = None,
     workers: int | None = None,
     progress: bool = True,
     title: str = "simulating",
@@ -57,29 +62,30 @@ def write_in_parts(
 ) -> bool:
     """Do all parts that are not done yet, then finish the release.
 
-    Parameters
-    ----------
-    out: folder of the release; created.
-    settings: all that decides what the release contains, JSON-able.
-    parts: the pieces of work.
-    work: a function of a module; writes the files of a part and returns its record,
-        which must be JSON-able.  It runs on one thread.
-    finish: writes the tables from the records, in the order of ``parts``.
-    workers: processes; one a CPU core by default.
-    progress, title, unit: of the progress bar.
+    Args:
+        out: folder of the release; created.
+        settings: all that decides what the release contains, JSON-able.
+        parts: the pieces of work.
+        work: a function of a module; writes the files of a part and returns its record,
+            which must be JSON-able.  It runs on one thread.
+        finish: writes the tables from the records, in the order of ``parts``.
+        prepare: what all parts need, e.g. the anatomy; called where there is work.
+        workers: processes; one a CPU core by default.
+        progress: show a progress bar.
+        title: of the bar.
+        unit: of the bar.
 
-    Returns
-    -------
-    bool
+    Returns:
         False where the release was complete already.
 
-    Raises
-    ------
-    InputError
-        ``out`` holds something else, a release with other settings, or damaged notes.
+    Raises:
+        InputError: ``out`` holds something else, a release with other settings, or
+            damaged notes.
     """
     if not needs_work(out, settings, workers):
         return False
+    if prepare is not None:
+        prepare()
     started, records = out / "unfinished.json", out / "unfinished"
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(started, settings)
@@ -131,23 +137,23 @@ def needs_work(
 ) -> bool:
     """Whether a release is to be made or continued; refuses what stands in the way.
 
-    Call it before anything costly, :func:`write_in_parts` does so too.
-
-    Raises
-    ------
-    InputError
-        See :func:`write_in_parts`.
+    Raises:
+        InputError: see :func:`write_in_parts`.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder; choose another")
-    done, started = out / "simulation.json", out / "unfinished.json"
+    done, started = (out / name for name in _NOTES)
     for file in (done, started):
-        if file.exists() and _read(file, out, dict) != to_json(settings):
+        if not file.exists():
+            continue
+        stored, wanted = _read(file, out, dict), to_json(settings)
+        if stored != wanted:
             raise InputError(
-                f"{out} holds a simulation with other settings (see {file.name}); "
-                "choose another folder or delete this one"
+                f"{out} holds a simulation with other settings (see {file.name}): "
+                f"{_differences(stored, wanted)}; choose another folder or delete this "
+                "one"
             )
     if done.exists():
         _tidy_up(out)  # the call that finished may have been killed here
@@ -157,25 +163,106 @@ def needs_work(
     return True
 
 
-def remove_older(out: Path, settings: Mapping[str, Any]) -> None:
+def choose_plan(plans: Mapping[str, Plan], size: str) -> Plan:
+    """The plan of a run size.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if size not in plans:
+        raise InputError(
+            f"there is no simulated release of size {size!r}: the sizes are "
+            f"{', '.join(plans)}; for paper, point to the real release"
+        )
+    return plans[size]
+
+
+def find_parts(
+    wanted: Collection[str], owners: Mapping[str, Owner], what: str
+) -> list[Owner]:
+    """The parts of a release that hold some of its images, each once and in order.
+
+    Args:
+        wanted: names of images, exams or cases.
+        owners: the part of each name that the release has.
+        what: the names are of, for the message.
+
+    Raises:
+        InputError: nothing is wanted, or something that the release does not have.
+    """
+    unknown = sorted(set(wanted) - set(owners))
+    if unknown or not wanted:
+        raise InputError(
+            f"{len(unknown)} of {len(wanted)} {what} are not of this simulation, e.g. "
+            f"{next(iter(unknown), 'none was named')}; it has other settings or another "
+            "version"
+        )
+    return sorted({owners[name] for name in wanted})  # type: ignore[type-var]
+
+
+def remove_older(
+    out: Path,
+    settings: Mapping[str, Any],
+    files: Sequence[str],
+    *,
+    present_too: bool = False,
+) -> None:
     """Delete a release that an older version of its simulation made from one plan.
 
     Other releases stay, and what is damaged: :func:`needs_work` refuses both.
 
-    Parameters
-    ----------
-    out: folder of the release; it need not exist.
-    settings: of the plan, JSON-able, with the present ``version``.  A plan of an older
-        version may lack some of them.
+    Args:
+        out: folder of the release; it need not exist.
+        settings: of the plan, JSON-able, with the present ``version``.  A plan of an
+            older version may lack some of them.
+        files: patterns of all that the simulation writes into the folder, such as
+            ``images/*/*.dcm``; a ``*`` stands for a part of one name.
+        present_too: delete it also where the present version made it.
+
+    Raises:
+        InputError: the folder holds such a release and files that are not of it.
     """
-    for file in (out / "simulation.json", out / "unfinished.json"):
+    version = settings["version"]
+    notes = [out / name for name in _NOTES if (out / name).is_file()]
+    for note in notes:
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            older = stored["version"] < settings["version"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if older and _agrees(stored | {"version": settings["version"]}, settings):
-            shutil.rmtree(out)
+            stored = json.loads(note.read_text(encoding="utf-8"))
+            is_older = stored["version"] < version + present_too and "seed" in stored
+        except (ValueError, KeyError, TypeError):
+            return
+        if not is_older or not _agrees(stored | {"version": version}, settings):
+            return
+    if not notes:
+        return
+    if foreign := _foreign(out, files):
+        raise InputError(
+            f"{out} holds version {stored['version']} of a simulation that is to be made "
+            f"anew, but also {len(foreign)} files that are not of it, e.g. {foreign[0]}; "
+            "move these away or delete the folder"
+        )
+    for item in sorted(out.iterdir(), key=lambda item: item.name in _NOTES):
+        if item.is_dir():
+            shutil.rmtree(item)
+        else:
+            item.unlink()  # the notes last: a call that is killed can be called anew
+    if not out.is_symlink():
+        out.rmdir()
+
+
+def _foreign(out: Path, patterns: Sequence[str]) -> list[str]:
+    """Files below a folder, and links, that its simulation did not write."""
+    known = [tuple(one.split("/")) for one in (*patterns, *_NOTES, "unfinished/*.json")]
+    foreign = []
+    for folder, folders, names in os.walk(out):
+        for path in (Path(folder) / name for name in (*folders, *names)):
+            parts = path.relative_to(out).parts
+            ours = path.name.startswith(".partial-") or any(
+                len(parts) == len(one) and all(map(fnmatchcase, parts, one))
+                for one in known
+            )
+            if path.is_symlink() or not (ours or path.is_dir()):
+                foreign.append("/".join(parts))
+    return sorted(foreign)
 
 
 def _agrees(older: Any, present: Any) -> bool:
@@ -186,6 +273,22 @@ def _agrees(older: Any, present: Any) -> bool:
             for key, value in older.items()
         )
     return bool(older == to_json(present))
+
+
+def _differences(stored: Any, wanted: Any) -> str:
+    """What differs between two settings, in words; the first three of it."""
+    found: list[str] = []
+
+    def compare(one: Any, other: Any, name: str) -> None:
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            for key in {**other, **one}:
+                compare(one.get(key), other.get(key), f"{name} {key}".strip())
+        elif one != other:
+            found.append(f"{name} is {one} and not {other}")
+
+    compare(stored, wanted, "")
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more
 
 
 def _read(file: Path, damaged: Path, kind: type = object) -> Any:

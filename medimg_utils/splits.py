@@ -7,9 +7,10 @@ of them recognises the other, so a split by image measures memory instead of ski
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -137,6 +138,58 @@ def check_no_leak(train_patients: Iterable[str], test_patients: Iterable[str]) -
             f"{who} in the training set and in the test set: {names}. "
             "Split by patient, not by image."
         )
+
+
+def patient_digests(items: Iterable[_OfPatient]) -> list[str]:
+    """One-way names of all patients, sorted; see `patient_digest`."""
+    return sorted({patient_digest(item.patient) for item in items})
+
+
+def check_held_out(run: str, facts: Mapping[str, Any], fold: int | None) -> None:
+    """Refuse to measure a run on a fold that it was trained on.
+
+    Args:
+        run: its name.
+        facts: of the run; `fold` is the one that was held out.
+        fold: that is to be measured; None stands for whichever was held out.
+
+    Raises:
+        LeakError: it is another fold.
+    """
+    held = facts["fold"] or 0  # the single hold-out is the first fold
+    if fold is not None and fold != held:
+        raise LeakError(
+            f"the run {run} held out fold {held}, so it was trained on patients of fold "
+            f"{fold}. Evaluate its own fold, or train with --fold {fold}."
+        )
+
+
+def never_seen(
+    everyone: Iterable[Item],
+    run: str,
+    facts: Mapping[str, Any],
+    data: str | os.PathLike[str],
+) -> list[Item]:
+    """Those whose patients a run has met neither in training nor in validation.
+
+    Args:
+        everyone: all of a release.
+        run: its name.
+        facts: of the run; `patients` holds the digests of those it has met.
+        data: folder of the release.
+
+    Raises:
+        LeakError: nobody is left.
+    """
+    known = {*facts["patients"]["train"], *facts["patients"]["validation"]}
+    unseen = [item for item in everyone if patient_digest(item.patient) not in known]
+    if not unseen:
+        raise LeakError(
+            f"every patient of {data} was used to train {run}. Evaluate on other "
+            "patients."
+        )
+    check_no_leak(known, patient_digests(unseen))
+    return unseen
 
 
 def check_fold(fold: int | None, n_folds: int) -> int:

@@ -40,7 +40,13 @@ from medimg_utils.brain.tumour import (
 from medimg_utils.errors import InputError
 from medimg_utils.io import atomic_path, to_json, write_text_atomic
 from medimg_utils.settings import Settings, get_settings
-from medimg_utils.simulation import Part, needs_work, remove_older, write_in_parts
+from medimg_utils.simulation import (
+    Part,
+    choose_plan,
+    needs_work,
+    remove_older,
+    write_in_parts,
+)
 
 #: Version of the simulation: another version gives other images for the same seed.
 VERSION = 2
@@ -255,14 +261,10 @@ def ensure_release(size: str, settings: Settings | None = None) -> Path:
     pathlib.Path
         ``MEDIMG_DATA/brain-<size>``.
     """
-    if size not in RELEASES:
-        raise InputError(
-            f"there is no simulated release of size {size!r}: the sizes are "
-            f"{', '.join(RELEASES)}; for paper, point to the real release"
-        )
+    plan = choose_plan(RELEASES, size)
     data = (settings or get_settings()).data
-    out, plan = data / f"brain-{size}", RELEASES[size]
-    remove_older(out, asdict(plan))
+    out = data / f"brain-{size}"
+    remove_older(out, asdict(plan), FILES)
     return simulate_release(out, plan, data_dir=data)
 
 
@@ -280,6 +282,13 @@ RELEASES = {
         survival=Survival(known_rate=1.0, listed_rate=1.0),
     ),
 }
+#: What the simulation writes into the folder of a release.
+FILES = (
+    "HGG/*/*.nii.gz",
+    "LGG/*/*.nii.gz",
+    "survival_data.csv",
+    "simulation-truth.csv",
+)
 
 
 # --- one patient ----------------------------------------------------------------------

@@ -118,14 +118,14 @@ def predict_quickly(network: nn.Module, images: Tensor) -> Tensor:
 class Pipeline:
     """The steps from an archive to an answer; each can be replaced.
 
-    Attributes
-    ----------
-    join: (file names, names in the table) → for each file its row of the table.
-    split: (patient of each film, seed) → (N,) bool, True for the test.
-    window: (image, mask) → image with stretched grey values.
-    scale: (training images, other images) → both as the network takes them.
-    augment: (image, mask, flip) → both, mirrored where ``flip``.
-    predict: (network as training left it, images (B, 1, H, W)) → probabilities alike.
+    Attributes:
+        join: (file names, names in the table) → for each file its row of the table.
+        split: (patient of each film, seed) → (N,) bool, True for the test.
+        window: (image, mask) → image with stretched grey values.
+        scale: (training images, other images) → both as the network takes them.
+        augment: (image, mask, flip) → both, mirrored where ``flip``.
+        predict: (network as training left it, images (B, 1, H, W)) → probabilities
+            alike.
     """
 
     join: Callable[[Sequence[str], Sequence[str]], list[int]] = join_by_place

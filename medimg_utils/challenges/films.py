@@ -53,31 +53,27 @@ class Rows:
 class Films(Rows):
     """Films, each without and with a drain.
 
-    Attributes
-    ----------
-    images: ``(N, 2, S, S)`` uint8, standardised; the second axis says whether there is a
-        drain.
-    labels: ``(N,)`` 1 with pneumothorax.
-    lesions: ``(N, S, S)`` bool, the pneumothorax.
-    drains: ``(N, S, S)`` bool, where the second picture shows the drain.
-    patients: ``(N,)``; films of one patient never part.
+    Attributes:
+        images: ``(N, 2, S, S)`` uint8, standardised; the second axis says whether there
+            is a drain.
+        labels: ``(N,)`` 1 with pneumothorax.
+        lesions: ``(N, S, S)`` bool, the pneumothorax.
+        drains: ``(N, S, S)`` bool, where the second picture shows the drain.
+        patients: ``(N,)``; films of one patient never part.
     """
 
 
 def read_films(release: Path, *, twins: bool = False, smallest: float = 0.0) -> Films:
     """Read a simulated release as small films, without those that have a drain already.
 
-    Parameters
-    ----------
-    release: in the layout of SIIM-ACR, with ``simulation-truth.csv``.
-    twins: only films with pneumothorax and their twins without; else all films.
-    smallest: films with a smaller pneumothorax (share of the film) are left out, and
-        their twins.
+    Args:
+        release: in the layout of SIIM-ACR, with ``simulation-truth.csv``.
+        twins: only films with pneumothorax and their twins without; else all films.
+        smallest: films with a smaller pneumothorax (share of the film) are left out,
+            and their twins.
 
-    Raises
-    ------
-    InputError
-        The release does not say which films show a drain, or none is left.
+    Raises:
+        InputError: the release does not say which films show a drain, or none is left.
     """
     truth = release / "simulation-truth.csv"
     if not truth.is_file():
@@ -138,15 +134,12 @@ def lay_drain(
     A tube of plastic, brighter at both walls, with a stripe that stops X-rays.  It enters
     between the ribs and runs up toward the apex.
 
-    Parameters
-    ----------
-    pixels: ``(H, W)`` in [0, 1], bright is dense.
-    right: on the right of the picture, which is the patient's left.
-    random: draws its course.
+    Args:
+        pixels: ``(H, W)`` in [0, 1], bright is dense.
+        right: on the right of the picture, which is the patient's left.
+        random: draws its course.
 
-    Returns
-    -------
-    tuple
+    Returns:
         The film with the drain, and where the drain is, both ``(H, W)``.
 
     >>> film, drain = lay_drain(np.zeros((64, 64)), True, np.random.default_rng(0))

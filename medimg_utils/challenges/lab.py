@@ -40,6 +40,7 @@ from medimg_utils.pneumothorax.dataset import Radiographs, read_release
 from medimg_utils.pneumothorax.models import image_logits
 from medimg_utils.pneumothorax.preprocess import to_network
 from medimg_utils.pneumothorax.simulate import (
+    FILES,
     LAB_TESTS,
     ensure_release,
     simulate_release,
@@ -93,7 +94,7 @@ def run_black_box(runs: Path, *, progress: bool = True) -> dict[str, Any]:
     data = get_settings().data
     release = ensure_release("lab")
     site = data / f"pneumothorax-lab-{OTHER_SITE}"
-    remove_older(site, asdict(LAB_TESTS[OTHER_SITE]))
+    remove_older(site, asdict(LAB_TESTS[OTHER_SITE]), FILES)
     simulate_release(site, LAB_TESTS[OTHER_SITE], data_dir=data, progress=progress)
     films = split_films(read_films(release, twins=True, smallest=SMALLEST))
     films["site"] = read_films(site, smallest=SMALLEST)

@@ -19,6 +19,7 @@ from medimg_utils.io import to_json, write_json_atomic
 from medimg_utils.knee.dataset import DIAGNOSES
 from medimg_utils.knee.experiment import Experiment, evaluate, train
 from medimg_utils.knee.simulate import (
+    FILES,
     HELD_OUT,
     LAB_TESTS,
     ensure_release,
@@ -78,7 +79,7 @@ def run_lab(
     tests = {}
     for name, plan in LAB_TESTS.items():
         folder = data / f"{NAME}-{name}"
-        remove_older(folder, asdict(plan))
+        remove_older(folder, asdict(plan), FILES)
         folder = simulate_release(folder, plan, data_dir=data, progress=progress)
         tests[name] = _once(shipped / f"{name}.json", folder, progress)
     minutes = sum(part["minutes"] for part in first["parts"])

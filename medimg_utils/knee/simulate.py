@@ -39,7 +39,13 @@ from medimg_utils.knee.series import PLANES, random_patient, random_scanner, ren
 from medimg_utils.knee.soft_tissue import HABITUS
 from medimg_utils.knee.texture import load_textures
 from medimg_utils.settings import Settings, get_settings
-from medimg_utils.simulation import Part, needs_work, remove_older, write_in_parts
+from medimg_utils.simulation import (
+    Part,
+    choose_plan,
+    needs_work,
+    remove_older,
+    write_in_parts,
+)
 
 Kind = TypeVar("Kind")
 
@@ -155,6 +161,19 @@ LAB_TESTS = {
     "unseen-patients": Simulation(0, 120, seed=200, anatomies=_SEEN),
     "unseen-anatomy": Simulation(0, 120, seed=300, anatomies=(HELD_OUT,)),
 }
+#: Plans of the run sizes.
+RELEASES = {
+    "tiny": TINY,
+    "lab": LAB_TRAIN,
+    **{f"lab-{name}": plan for name, plan in LAB_TESTS.items()},
+}
+#: What the simulation writes into the folder of a release.
+FILES = (
+    "MRNet-v1.0/*/*/*.npy",
+    "MRNet-v1.0/*.csv",
+    "lesions/*/*/*.npz",
+    "simulation-truth.json",
+)
 
 
 def simulate_release(
@@ -282,16 +301,11 @@ def ensure_release(size: str, settings: Settings | None = None) -> Path:
     pathlib.Path
         ``MEDIMG_DATA/knee-<size>/MRNet-v1.0``.
     """
+    plan = choose_plan(RELEASES, size)
     data = (settings or get_settings()).data
-    plans = {"tiny": TINY, "lab": LAB_TRAIN}
-    if size not in plans:
-        raise InputError(
-            f"there is no simulated release of size {size!r}: the sizes are tiny and lab; "
-            "for paper, point to the real release"
-        )
     out = data / f"knee-{size}"
-    remove_older(out, asdict(plans[size]))
-    return simulate_release(out, plans[size], data_dir=data) / "MRNet-v1.0"
+    remove_older(out, asdict(plan), FILES)
+    return simulate_release(out, plan, data_dir=data) / "MRNet-v1.0"
 
 
 # --- one exam -------------------------------------------------------------------------

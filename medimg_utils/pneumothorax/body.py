@@ -20,14 +20,12 @@ _SIDES = (-1.0, 1.0)  # sign of x: the patient's left, then right
 def shape_body(view: View, soft: Tensor, visible: Tensor) -> Tensor:
     """Lower the shoulders, free the neck, hang the arms, and part muscle from fat.
 
-    Parameters
-    ----------
-    soft: ``(size, size)`` path through soft tissue of the chest, mm g/cm3.
-    visible: lung fields in [0, 1].
+    Args:
+        soft: ``(size, size)`` path through soft tissue of the chest, mm g/cm3.
+        visible: lung fields in [0, 1].
 
-    Returns
-    -------
-    Tensor ``(size, size)``.
+    Returns:
+        Tensor ``(size, size)``.
     """
     x, z = at = view.film_mm()
     dice = Dice(view.generator(4))

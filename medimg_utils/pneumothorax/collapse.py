@@ -47,12 +47,11 @@ _PLEURA_BLUR = 0.9  # mm, so that the thin sheet survives the grid
 class Pneumothorax:
     """What to collapse.
 
-    Attributes
-    ----------
-    side: 0 right, 1 left.
-    kind: one of :data:`KINDS`.
-    seed: of the gap's shape.
-    area: wanted mask area as a share of the image.
+    Attributes:
+        side: 0 right, 1 left.
+        kind: one of :data:`KINDS`.
+        seed: of the gap's shape.
+        area: wanted mask area as a share of the image.
     """
 
     side: int
@@ -183,13 +182,11 @@ class Cavity:
 def collapse(chest: Chest, cavity: Cavity, g: Tensor) -> Tensor:
     """Soft-tissue density of the chest with that lung collapsed.
 
-    Parameters
-    ----------
-    g: gap in mm, ``(A, B, C)`` on the cavity's grid.
+    Args:
+        g: gap in mm, ``(A, B, C)`` on the cavity's grid.
 
-    Returns
-    -------
-    Tensor ``(X, Y, Z)`` in g/cm3, a new one; bone is not changed.
+    Returns:
+        Tensor ``(X, Y, Z)`` in g/cm3, a new one; bone is not changed.
     """
     coarse = [cavity.inside, cavity.wall, g, cavity.thickness, *cavity.normal]
     fine, box = chest.refine(torch.stack(coarse), cavity.slices)

@@ -42,12 +42,11 @@ class Dice:
 class Curve:
     """A bent line in film millimetres.
 
-    Attributes
-    ----------
-    x, z: its middle (x to the patient's right, z up).
-    angle: from the vertical in radians; the upper end leans to the patient's right.
-    bend: curvature in 1/mm.
-    length: from the middle to either end in mm; the ends fade.
+    Attributes:
+        x, z: its middle (x to the patient's right, z up).
+        angle: from the vertical in radians; the upper end leans to the patient's right.
+        bend: curvature in 1/mm.
+        length: from the middle to either end in mm; the ends fade.
     """
 
     x: float

@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from medimg_utils import metrics, pretrained, results
-from medimg_utils.experiments import choose, device_name, setting
+from medimg_utils import metrics, pretrained
+from medimg_utils.experiments import (
+    choose,
+    facts_of_run,
+    protocol,
+    provenance,
+    raise_failures,
+    setting,
+)
 from medimg_utils.io import (
     Image2D,
     ImageError,
@@ -56,11 +63,12 @@ from medimg_utils.pneumothorax.preprocess import (
 )
 from medimg_utils.release import describe_release
 from medimg_utils.splits import (
-    LeakError,
     Split,
-    check_no_leak,
+    check_held_out,
     hold_out,
+    never_seen,
     patient_digest,
+    patient_digests,
 )
 from medimg_utils.training import (
     BEST,
@@ -299,16 +307,16 @@ def train(
             smallest=0.01 * (1 - entered),
         )
 
-    facts = {
-        "experiment": asdict(chosen),
-        "fold": fold,
-        "seed": seed,
-        "data": describe_data(data, records),
-        "patients": {
-            "train": _digests(parts.train),
-            "validation": _digests(parts.validation),
+    facts = facts_of_run(
+        chosen,
+        fold=fold,
+        seed=seed,
+        data=describe_data(data, records),
+        patients={
+            "train": patient_digests(parts.train),
+            "validation": patient_digests(parts.validation),
         },
-    }
+    )
     history = fit(
         network,
         training,
@@ -349,20 +357,10 @@ def train(
             **facts,
             "best": stored["best"],
             "thresholds": thresholds,
-            "about": results.provenance(
-                size=chosen.size,
-                data=facts["data"],
-                device=device_name(),
-                seed=seed,
-                n=n,
-            ),
+            "about": provenance(chosen, data=facts["data"], seed=seed, n=n),
         },
     )
     return history
-
-
-def _digests(records: Sequence[Record]) -> list[str]:
-    return sorted({patient_digest(record.patient) for record in records})
 
 
 def describe_data(
@@ -602,27 +600,9 @@ def evaluate(
         LeakError: no patient is left, or the fold is one that the run was trained on.
     """
     loaded = load_run(run)
-    held = loaded.facts["fold"] or 0  # the single hold-out is the first fold
-    if fold is not None and fold != held:
-        raise LeakError(
-            f"the run {loaded.name} held out fold {held}, so it was trained on "
-            f"patients of fold {fold}. Evaluate its own fold, or train with --fold "
-            f"{fold}."
-        )
+    check_held_out(loaded.name, loaded.facts, fold)
     everyone = read_release(data)
-    known = {
-        *loaded.facts["patients"]["train"],
-        *loaded.facts["patients"]["validation"],
-    }
-    records = [
-        record for record in everyone if patient_digest(record.patient) not in known
-    ]
-    if not records:
-        raise LeakError(
-            f"every patient of {data} was used to train {loaded.name}. Evaluate on "
-            "other patients."
-        )
-    check_no_leak(known, _digests(records))
+    records = never_seen(everyone, loaded.name, loaded.facts, data)
 
     cases = []
     style = []
@@ -635,9 +615,7 @@ def evaluate(
         "use_case": "pneumothorax",
         "run": loaded.name,
         "fold": loaded.facts["fold"] if held_out else None,
-        "protocol": "patients held out of the training release"
-        if held_out
-        else "a release of other patients than those of training",
+        "protocol": protocol(held_out),
         "thresholds": loaded.thresholds,
         "experiment": asdict(loaded.experiment),
         **summarise(
@@ -648,10 +626,9 @@ def evaluate(
             "style": style_control(cases, np.array(style)),
         },
         "subgroups": subgroups(cases, Path(truth)) if truth is not None else None,
-        "about": results.provenance(
-            size=loaded.experiment.size,
+        "about": provenance(
+            loaded.experiment,
             data=describe_data(data, records),
-            device=device_name(),
             seed=loaded.facts["seed"],
             n=len(records),
         ),
@@ -757,12 +734,7 @@ def predict(
         write_png_atomic(out / f"{path.stem}.overlay.png", overlay(prediction))
         write_json_atomic(out / f"{path.stem}.json", answer)
         answers.append(to_json(answer))
-    if failures:
-        raise ImageError(
-            f"{len(failures)} of {len(inputs)} files could not be used, the others "
-            "were "
-            "written: " + " | ".join(failures)
-        )
+    raise_failures(failures, len(inputs), "files", ImageError)
     return answers
 
 

@@ -41,13 +41,12 @@ _RIB = (
 class Radiograph:
     """A rendered film.
 
-    Attributes
-    ----------
-    pixels: ``(H, W)`` uint8, bright is dense.
-    mask: ``(H, W)`` bool, the pneumothorax as a reader would outline it.
-    pixel_mm: spacing at the film.
-    lungs: ``(H, W)`` bool, lung fields not hidden by heart or diaphragm.
-    devices: what was drawn on it, such as ``"drain"``.
+    Attributes:
+        pixels: ``(H, W)`` uint8, bright is dense.
+        mask: ``(H, W)`` bool, the pneumothorax as a reader would outline it.
+        pixel_mm: spacing at the film.
+        lungs: ``(H, W)`` bool, lung fields not hidden by heart or diaphragm.
+        devices: what was drawn on it, such as ``"drain"``.
     """
 
     pixels: np.ndarray

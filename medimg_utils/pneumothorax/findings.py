@@ -95,10 +95,9 @@ def _bulla(chest: Chest, soft: Tensor, dice: Dice) -> Tensor:
 def finding_paths(view: View, visible: Tensor, aerated: Tensor) -> Tensor:
     """Path in mm of water through what lies over the lungs, ``(size, size)``.
 
-    Parameters
-    ----------
-    visible: lung fields in [0, 1].
-    aerated: path through the pleural cavities in mm.
+    Args:
+        visible: lung fields in [0, 1].
+        aerated: path through the pleural cavities in mm.
     """
     path = torch.zeros(view.size, view.size)
     at = view.film_mm()

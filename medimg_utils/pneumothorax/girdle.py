@@ -27,14 +27,12 @@ _CORTEX = 1.4  # g/cm3 of bone in the cortex of a shaft
 def girdle_path(view: View, girdles: tuple[Girdle, Girdle]) -> Tensor:
     """Bone on the way through clavicles, scapulae and humeri of both sides.
 
-    Parameters
-    ----------
-    girdles: points of right bones, from :func:`~.phantom.load_girdle`; the patient has
-        one of the two.
+    Args:
+        girdles: points of right bones, from :func:`~.phantom.load_girdle`; the patient
+            has one of the two.
 
-    Returns
-    -------
-    Tensor ``(size, size)`` in mm g/cm3.
+    Returns:
+        Tensor ``(size, size)`` in mm g/cm3.
     """
     pose, build = view.generator(6), torch.Generator()
     build.manual_seed(view.patient.bend_seed)
@@ -52,11 +50,11 @@ def girdle_path(view: View, girdles: tuple[Girdle, Girdle]) -> Tensor:
 class _Posed:
     """The girdle of one side, in mm of the undeformed chest.
 
-    Attributes
-    ----------
-    points, mass: ``(N, 3)`` and ``(N,)`` g/cm3 mm3 of clavicle, scapula, head of humerus.
-    head, elbow: ends ``(3,)`` of the humerus.
-    size: of the bones over those of the labelled CT.
+    Attributes:
+        points, mass: ``(N, 3)`` and ``(N,)`` g/cm3 mm3 of clavicle, scapula, head of
+            humerus.
+        head, elbow: ends ``(3,)`` of the humerus.
+        size: of the bones over those of the labelled CT.
     """
 
     points: Tensor

@@ -8,15 +8,13 @@ stopped and called anew.  What was done with other data or another network is no
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from medimg_utils import pretrained, results
 from medimg_utils.experiments import describe
-from medimg_utils.io import to_json, write_json_atomic
+from medimg_utils.labs import check_data, facts_file, once, read_facts
 from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
 from medimg_utils.pneumothorax.simulate import (
     HELD_OUT,
@@ -25,12 +23,9 @@ from medimg_utils.pneumothorax.simulate import (
     Simulation,
     ensure_release,
     patients_of,
-    simulate_release,
 )
 from medimg_utils.release import describe_release, digest_of
-from medimg_utils.settings import get_settings
-from medimg_utils.simulation import remove_older
-from medimg_utils.training import BEST, RunError, read_log
+from medimg_utils.training import BEST, read_log
 
 NAME = "pneumothorax-lab"
 
@@ -56,20 +51,17 @@ def run_lab(
     Raises:
         RunError: ``runs`` holds a run that was trained on other data.
     """
-    data = get_settings().data
-    release = ensure_release("lab")
-    present = describe_release(release)["simulation"]
+    release = ensure_release("lab", progress=progress)
     fold_values = {}
     for fold in folds:
         run = runs / f"{NAME}-fold{fold}"
-        if not (run / BEST).with_suffix(".json").is_file():
+        if not facts_file(run).is_file():
             train(release, run, "lab", fold=fold, resume=True, progress=progress)
-        _check_data(run, release, present)
+        check_data(run, release)
         if fold == folds[0]:
-            about = (run / BEST).with_suffix(".json")
-            pretrained.store(NAME, {None: run / BEST}, about)
+            pretrained.store(NAME, {None: run / BEST}, facts_file(run))
         network = "lab" if fold == folds[0] else run
-        fold_values[str(fold)] = _once(
+        fold_values[str(fold)] = _evaluate_once(
             run / "held-out.json", release, network, progress
         )
     shipped = runs / f"{NAME}-fold{folds[0]}"
@@ -77,12 +69,10 @@ def run_lab(
     held_out["cases"] = _with_truth(held_out["cases"], release, LAB_TRAIN)
     tests = {"held-out-fold": held_out}
     for name, plan in LAB_TESTS.items():
-        out = data / f"{NAME}-{name}"
-        remove_older(out, asdict(plan))
-        simulate_release(out, plan, data_dir=data, progress=progress)
-        tests[name] = _once(shipped / f"{name}.json", out, "lab", progress)
+        out = ensure_release(f"lab-{name}", progress=progress)
+        tests[name] = _evaluate_once(shipped / f"{name}.json", out, "lab", progress)
         tests[name]["cases"] = _with_truth(tests[name]["cases"], out, plan)
-    facts = json.loads((shipped / BEST).with_suffix(".json").read_text("utf-8"))
+    facts = read_facts(shipped)
     history = read_log(shipped)
     unseen = tests["unseen-patients"]
     minutes = sum(row["seconds"] for row in history) / 60
@@ -118,18 +108,7 @@ def run_lab(
     return result
 
 
-def _check_data(run: Path, release: Path, present: Any) -> None:
-    """Refuse a run that was trained on another simulation than the present one."""
-    facts = json.loads((run / BEST).with_suffix(".json").read_text(encoding="utf-8"))
-    trained_on = facts["data"].get("simulation")
-    if trained_on != present:
-        raise RunError(
-            f"{run} was trained on the simulation {trained_on}, but {release} holds "
-            f"{present}. Give another folder for the runs, or delete this one."
-        )
-
-
-def _once(
+def _evaluate_once(
     file: Path, release: Path, network: str | Path, progress: bool
 ) -> dict[str, Any]:
     """Evaluate, unless the answer for this network and these data is stored already."""
@@ -138,14 +117,10 @@ def _once(
         "simulation": describe_release(release)["simulation"],
         "network": digest_of(weights),
     }
-    if file.is_file():
-        stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if stored.get("of") == of:
-            return stored
     truth = release / "simulation-truth.csv"
-    answer = evaluate(release, network, truth=truth, progress=progress)
-    write_json_atomic(file, {**answer, "of": of})
-    return to_json({**answer, "of": of})
+    return once(
+        file, of, lambda: evaluate(release, network, truth=truth, progress=progress)
+    )
 
 
 def _headline(values: dict[str, Any]) -> dict[str, Any]:

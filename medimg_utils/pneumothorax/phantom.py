@@ -60,19 +60,19 @@ _BONES = {"clavicle": 74, "scapula": 72, "humerus": 70, "left scapula": 71}
 class Chest:
     """One prepared anatomy.
 
-    Attributes
-    ----------
-    soft, bone: ``(X, Y, Z)`` densities in g/cm3 on a grid of :data:`SPACING`, without
-        arms and shoulder girdle, without table, contrast agent taken out.
-    origin: ``(3,)`` mm of voxel (0, 0, 0) of the densities.
-    depth: ``(A, B, C)`` signed distance in mm to the surface of the nearer pleural
-        cavity, positive inside, on a grid of :data:`COARSE`.
-    side: 0 where the nearer cavity is the right one, 1 where the left.
-    wall, base, medial: distances in mm to the chest wall, diaphragm and mediastinum.
-    coarse_origin: ``(3,)`` mm of voxel (0, 0, 0) of these fields.
-    lungs: for right and left the box ``(2, 3)`` of the cavity in mm (low, high).
-    vessels: ``(N, 5)`` points of lung vessels too fine for the CT: x, y, z in mm,
-        volume in mm3, side.
+    Attributes:
+        soft, bone: ``(X, Y, Z)`` densities in g/cm3 on a grid of :data:`SPACING`,
+            without arms and shoulder girdle, without table, contrast agent taken out.
+        origin: ``(3,)`` mm of voxel (0, 0, 0) of the densities.
+        depth: ``(A, B, C)`` signed distance in mm to the surface of the nearer pleural
+            cavity, positive inside, on a grid of :data:`COARSE`.
+        side: 0 where the nearer cavity is the right one, 1 where the left.
+        wall, base, medial: distances in mm to the chest wall, diaphragm and
+            mediastinum.
+        coarse_origin: ``(3,)`` mm of voxel (0, 0, 0) of these fields.
+        lungs: for right and left the box ``(2, 3)`` of the cavity in mm (low, high).
+        vessels: ``(N, 5)`` points of lung vessels too fine for the CT: x, y, z in mm,
+            volume in mm3, side.
     """
 
     name: str
@@ -109,15 +109,13 @@ class Chest:
     ) -> tuple[Tensor, tuple[slice, ...]]:
         """Interpolate fields of the coarse grid on the grid of the densities.
 
-        Parameters
-        ----------
-        fields: ``(N, A, B, C)``.
-        part: where they stand on the coarse grid; all of it by default.
+        Args:
+            fields: ``(N, A, B, C)``.
+            part: where they stand on the coarse grid; all of it by default.
 
-        Returns
-        -------
-        fine: Tensor ``(N, X, Y, Z)``.
-        box: where it stands on the grid of the densities.
+        Returns:
+            fine: Tensor ``(N, X, Y, Z)``.
+            box: where it stands on the grid of the densities.
         """
         spacing = torch.tensor(SPACING)
         factors = [round(COARSE / step) for step in SPACING]
@@ -140,12 +138,9 @@ def prepare(names: Iterable[str], data_dir: Path | None = None) -> None:
 
     A chest takes about half a minute on one core and 1.5 GiB.
 
-    Raises
-    ------
-    InputError
-        A name is not one of :data:`ANATOMIES`.
-    AnatomyError
-        A CT cannot be fetched.
+    Raises:
+        InputError: a name is not one of :data:`ANATOMIES`.
+        AnatomyError: a CT cannot be fetched.
     """
     for name in names:
         if name not in ANATOMIES:
@@ -175,10 +170,9 @@ def load_girdle(data_dir: Path | None = None) -> tuple[Girdle, Girdle]:
 
     The CT is of a patient with raised arms; :mod:`.girdle` poses the bones anew.
 
-    Returns
-    -------
-    The right girdle, and the same with the other scapula: no two shoulders are alike.
-    (The left clavicle and humerus reach beyond the scan.)
+    Returns:
+        The right girdle, and the same with the other scapula: no two shoulders are
+        alike. (The left clavicle and humerus reach beyond the scan.)
     """
     prepare([], data_dir)
     with np.load(_prepared_file("girdle", data_dir)) as stored:
@@ -610,9 +604,9 @@ def _grow_vessels(
     wires, a high one straight ones.  Radii follow Murray's law, the cube of the parent
     being the sum of the cubes of the children.
 
-    Returns
-    -------
-    numpy.ndarray ``(N, 5)``: x, y, z in mm, volume in mm3, side; about 3 points a mm.
+    Returns:
+        numpy.ndarray ``(N, 5)``: x, y, z in mm, volume in mm3, side; about 3 points a
+        mm.
     """
     generator = np.random.default_rng(7)
     out = []

@@ -37,12 +37,7 @@ from scipy import ndimage as ndi
 from torch import Tensor
 
 from medimg_utils.errors import InputError
-from medimg_utils.io import (
-    atomic_path,
-    encode_rle,
-    to_json,
-    write_text_atomic,
-)
+from medimg_utils.io import atomic_path, encode_rle, write_text_atomic
 from medimg_utils.pneumothorax.collapse import (
     Cavity,
     Pneumothorax,
@@ -68,7 +63,13 @@ from medimg_utils.pneumothorax.technique import (
 )
 from medimg_utils.pneumothorax.view import View, make_view
 from medimg_utils.settings import Settings, get_settings
-from medimg_utils.simulation import Part, needs_work, remove_older, write_in_parts
+from medimg_utils.simulation import (
+    Part,
+    choose_plan,
+    find_parts,
+    remove_older,
+    write_in_parts,
+)
 
 #: Mask area as a share of the image at the 5, 25, 50, 75 and 95 % quantile of the
 #: 2,669 positive images of the SIIM-ACR table (counted from the public table).
@@ -84,15 +85,14 @@ _SHOWN = 0.85
 class Simulation:
     """Everything that decides what a simulated release contains.
 
-    Attributes
-    ----------
-    patients: number of patients; each has one to three films.
-    seed: of all that is random.
-    size: rows and columns of the square images.
-    positive_rate: share of images with a pneumothorax; 0.22 as in SIIM-ACR.
-    pairs: also write each positive film without the collapse, all else equal.
-    anatomies: the CTs that patients are made of.
-    rates: of devices, findings and views.
+    Attributes:
+        patients: number of patients; each has one to three films.
+        seed: of all that is random.
+        size: rows and columns of the square images.
+        positive_rate: share of images with a pneumothorax; 0.22 as in SIIM-ACR.
+        pairs: also write each positive film without the collapse, all else equal.
+        anatomies: the CTs that patients are made of.
+        rates: of devices, findings and views.
     """
 
     patients: int
@@ -167,6 +167,16 @@ LAB_TESTS = {
 }
 
 
+#: Plans of the run sizes.
+RELEASES = {
+    "tiny": TINY,
+    "lab": LAB_TRAIN,
+    **{f"lab-{name}": plan for name, plan in LAB_TESTS.items()},
+}
+#: What the simulation writes into the folder of a release.
+FILES = ("dicom-images/*/*/*.dcm", "train-rle.csv", "simulation-truth.csv")
+
+
 def simulate_release(
     out: Path,
     plan: Simulation,
@@ -177,30 +187,22 @@ def simulate_release(
 ) -> Path:
     """Write a simulated release; go on where an interrupted call stopped.
 
-    Parameters
-    ----------
-    out: folder to write; created.
-    plan: what to simulate.
-    workers: processes; one a CPU core by default.
-    data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
-    progress: show a progress bar.
+    Args:
+        out: folder to write; created.
+        plan: what to simulate.
+        workers: processes; one a CPU core by default.
+        data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
+        progress: show a progress bar.
 
-    Returns
-    -------
-    pathlib.Path
+    Returns:
         ``out``.
 
-    Raises
-    ------
-    InputError
-        ``out`` holds something else, or what it holds is damaged.
-    AnatomyError
-        The anatomy cannot be fetched.
+    Raises:
+        InputError: ``out`` holds something else, or what it holds is damaged.
+        AnatomyError: the anatomy cannot be fetched.
     """
-    settings = to_json(asdict(plan))
-    return _write_patients(
-        plan, range(plan.patients), settings, out, workers, data_dir, progress
-    )
+    indices = range(plan.patients)
+    return _write(out, plan, asdict(plan), indices, workers, data_dir, progress)
 
 
 def simulate_films(
@@ -217,22 +219,19 @@ def simulate_films(
     A simulated film follows from its seed, so a few films of a large release can be had
     without the rest: the files are those that :func:`simulate_release` writes.
 
-    Parameters
-    ----------
-    out: folder to write; created.
-    plan: of the whole release.
-    image_ids: ``ImageId`` of the wanted images.
-    workers, data_dir, progress: see :func:`simulate_release`.
+    Args:
+        out: folder to write; created.
+        plan: of the whole release.
+        image_ids: ``ImageId`` of the wanted images.
+        workers: see :func:`simulate_release`.
+        data_dir: see there.
+        progress: see there.
 
-    Returns
-    -------
-    pathlib.Path
+    Returns:
         ``out``, with all films of the patients that the images show.
 
-    Raises
-    ------
-    InputError
-        The release holds no image of such a name.
+    Raises:
+        InputError: the release holds no image of such a name.
     """
     owner = {
         _uid(plan, "image", f"{index}-{film}{twin}"): index
@@ -240,46 +239,33 @@ def simulate_films(
         for film, positive in enumerate(films)
         for twin in (("", "-twin") if positive and plan.pairs else ("",))
     }
-    unknown = sorted(set(image_ids) - set(owner))
-    if unknown or not image_ids:
-        raise InputError(
-            f"{len(unknown)} of {len(image_ids)} images are not of this simulation, "
-            f"e.g. {next(iter(unknown), 'none was named')}; it has other settings or "
-            "another version"
-        )
-    indices = sorted({owner[name] for name in image_ids})
-    settings = to_json({**asdict(plan), "written": indices})
-    return _write_patients(plan, indices, settings, out, workers, data_dir, progress)
+    indices = find_parts(image_ids, owner, "images")
+    settings = {**asdict(plan), "written": indices}
+    return _write(out, plan, settings, indices, workers, data_dir, progress)
 
 
-def _write_patients(
-    plan: Simulation,
-    indices: Sequence[int],
-    settings: dict[str, Any],
+def _write(
     out: Path,
+    plan: Simulation,
+    settings: dict[str, Any],
+    indices: Sequence[int],
     workers: int | None,
     data_dir: Path | None,
     progress: bool,
 ) -> Path:
     """Simulate patients of a plan and join their tables, unless that is done."""
-    if not needs_work(out, settings, workers):
-        return out
-    prepare(plan.anatomies, data_dir)
     schedule = _schedule(plan)
     parts = [
         Part(f"{i:06d}", (plan, i, schedule[i], out, data_dir), units=len(schedule[i]))
         for i in indices
     ]
-
-    def finish(patients: list[list[dict[str, Any]]]) -> None:
-        _finish(out, [row for rows in patients for row in rows])
-
     write_in_parts(
         out,
         settings,
         parts,
         _simulate_patient,
-        finish,
+        lambda patients: _finish(out, [row for rows in patients for row in rows]),
+        prepare=lambda: prepare(plan.anatomies, data_dir),
         workers=workers,
         progress=progress,
         title="simulating radiographs",
@@ -288,28 +274,31 @@ def _write_patients(
     return out
 
 
-def ensure_release(size: str, settings: Settings | None = None) -> Path:
-    """The simulated release of a run size, made on first use.
+def ensure_release(
+    size: str, settings: Settings | None = None, *, progress: bool = True
+) -> Path:
+    """The simulated release of a run size, made on first use: :data:`RELEASES`.
 
-    ``tiny``: 24 patients at 512 px, half of the images positive (:data:`TINY`).
-    ``lab``: the images that the lab network learned from (:data:`LAB_TRAIN`).  What an
-    older :data:`VERSION` of the simulation made of the same plan is made anew.
+    ``tiny``: 24 patients at 512 px, half of the images positive.  ``lab``: the images
+    that the lab network learned from.  What an older :data:`VERSION` of the simulation
+    made of the same plan is made anew.
 
-    Returns
-    -------
-    pathlib.Path
+    Args:
+        size: name of the plan.
+        settings: of the run; those of the environment by default.
+        progress: show a progress bar.
+
+    Returns:
         ``MEDIMG_DATA/pneumothorax-<size>``.
+
+    Raises:
+        InputError: there is no such plan, or the folder holds something else.
     """
-    plans = {"tiny": TINY, "lab": LAB_TRAIN}
-    if size not in plans:
-        raise InputError(
-            f"there is no simulated release of size {size!r}: the sizes are tiny and "
-            "lab; for paper, point to the real release"
-        )
+    plan = choose_plan(RELEASES, size)
     data = (settings or get_settings()).data
     out = data / f"pneumothorax-{size}"
-    remove_older(out, asdict(plans[size]))
-    return simulate_release(out, plans[size], data_dir=data)
+    remove_older(out, asdict(plan), FILES)
+    return simulate_release(out, plan, data_dir=data, progress=progress)
 
 
 def patients_of(plan: Simulation) -> dict[str, Patient]:

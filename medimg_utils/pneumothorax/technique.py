@@ -42,18 +42,17 @@ class Rates:
 class Patient:
     """A build: the anatomy it is made of and how it is deformed.
 
-    Attributes
-    ----------
-    scale: of the chest along x, y, z.
-    bend_mm: standard deviation of the smooth deformation.
-    fat_mm: water-equivalent thickness of fat added around the chest.
-    breast_mm: thickness of the breasts, 0 for none.
-    girdle: scale of clavicles and scapulae.
-    mirrored: left and right exchanged (situs inversus: far rarer in life).
-    slope: lift of the front of the chest in mm per mm before the back: it makes ribs
-        level or steep.
-    taper: by which share the cage is wider at its base than at its apex.
-    shoulder: which of the two girdles, 0 or 1.
+    Attributes:
+        scale: of the chest along x, y, z.
+        bend_mm: standard deviation of the smooth deformation.
+        fat_mm: water-equivalent thickness of fat added around the chest.
+        breast_mm: thickness of the breasts, 0 for none.
+        girdle: scale of clavicles and scapulae.
+        mirrored: left and right exchanged (situs inversus: far rarer in life).
+        slope: lift of the front of the chest in mm per mm before the back: it makes
+            ribs level or steep.
+        taper: by which share the cage is wider at its base than at its apex.
+        shoulder: which of the two girdles, 0 or 1.
     """
 
     anatomy: str

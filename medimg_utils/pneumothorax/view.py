@@ -61,14 +61,12 @@ class View:
         A pixel shows the more of a thing the nearer it is to the focus: there a ray
         stands for a smaller area.  Scale counts, local stretching by the bend does not.
 
-        Parameters
-        ----------
-        points: ``(N, 3)`` in mm of the undeformed chest.
-        mass: ``(N,)`` in mm3 of the density unit, in the undeformed chest.
+        Args:
+            points: ``(N, 3)`` in mm of the undeformed chest.
+            mass: ``(N,)`` in mm3 of the density unit, in the undeformed chest.
 
-        Returns
-        -------
-        Tensor ``(size, size)``.
+        Returns:
+            Tensor ``(size, size)``.
         """
         moved = self.deformation.push(points, steps=5)
         larger = 1 / float(torch.linalg.det(self.deformation.matrix))

@@ -31,6 +31,8 @@ class Viewer(anywidget.AnyWidget):
     JavaScript runs: in a PDF, in an EPUB and on code hosts.
     """
 
+    _css = STYLES
+
     title = traitlets.Unicode().tag(sync=True)
     alt = traitlets.Unicode().tag(sync=True)
 
@@ -51,6 +53,62 @@ class Viewer(anywidget.AnyWidget):
         image = base64.b64encode(png.getvalue()).decode("ascii")
         data = {**data, "image/png": image, "text/plain": self.alt}
         return data, {**metadata, "image/png": {"alt": self.alt}}
+
+
+class ImageViewer(Viewer):
+    """A viewer of one image, or of several of the same size."""
+
+    rows = traitlets.Int().tag(sync=True)
+    columns = traitlets.Int().tag(sync=True)
+
+
+class ScoreViewer(Viewer):
+    """A viewer of scored exams, with a threshold and a prevalence that readers choose.
+
+    Args:
+        scores: (N,) in [0, 1].
+        labels: (N,) 0 or 1, at least one of each.
+        threshold: between 0 and 1.
+        prevalence: between 0.001 and `highest`.
+        highest: prevalence that can be chosen.
+        others: traits of the viewer.
+    """
+
+    scores = traitlets.List(traitlets.Float()).tag(sync=True)
+    labels = traitlets.List(traitlets.Int()).tag(sync=True)
+    threshold = traitlets.Float().tag(sync=True)
+    log_prevalence = traitlets.Float().tag(sync=True)
+
+    def __init__(
+        self,
+        scores: Sequence[float] | npt.NDArray[np.floating],
+        labels: Sequence[int] | npt.NDArray[np.integer],
+        *,
+        threshold: float,
+        prevalence: float,
+        highest: float,
+        **others: Any,
+    ) -> None:
+        numbers, classes = check_scores(scores, labels, both=True)
+        check_between("prevalence", prevalence, 0.001, highest)
+        super().__init__(
+            scores=numbers,
+            labels=classes,
+            threshold=check_fraction("threshold", threshold),
+            log_prevalence=float(np.log10(prevalence)),
+            **others,
+        )
+
+
+def heading(title: str, alt: str, what: str, rest: str) -> dict[str, str]:
+    """Title and description of a viewer; the description is made where none is given.
+
+    >>> heading("Chest", "", "Image", " beside its histogram.")["alt"]
+    'Chest beside its histogram.'
+    >>> heading("", "", "Image", " beside its histogram.")["alt"]
+    'Image beside its histogram.'
+    """
+    return {"title": title, "alt": alt or f"{title or what}{rest}"}
 
 
 def pack(array: npt.ArrayLike) -> bytes:
@@ -200,10 +258,15 @@ def check_spacing(spacing: Sequence[float] | npt.NDArray[Any]) -> tuple[float, .
     return tuple(sizes.tolist())
 
 
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError unless ``value`` lies between ``low`` and ``high``."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}, expected {low} to {high}")
+
+
 def check_fraction(name: str, value: float) -> float:
     """Return ``value`` if it lies between 0 and 1, or raise ValueError."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}, expected 0 to 1")
+    check_between(name, value, 0, 1)
     return float(value)
 
 

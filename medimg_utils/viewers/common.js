@@ -53,13 +53,7 @@ function slider(model, name, label, { min, max, step, format, index }, signal) {
   input.addEventListener("input", () => change(model, name, Number(input.value), index));
   follow(model, `change:${name}`, show, signal);
   show();
-  return element(
-    "div",
-    { class: "medimg-control" },
-    element("label", { for: id, text: label }),
-    output,
-    input,
-  );
+  return control(id, label, output, input);
 }
 
 /** The trait `name`, or its element `index`. */
@@ -91,12 +85,26 @@ function choice(model, name, label, options, signal) {
   list.addEventListener("change", () => change(model, name, list.value));
   follow(model, `change:${name}`, show, signal);
   show();
-  return element(
-    "div",
-    { class: "medimg-control" },
-    element("label", { for: id, text: label }),
-    list,
-  );
+  return control(id, label, list);
+}
+
+/** What is set, with the label of its input `id`. */
+function control(id, label, ...parts) {
+  const text = element("label", { for: id, text: label });
+  return element("div", { class: "medimg-control" }, text, ...parts);
+}
+
+/**
+ * A table of numbers in the making: `row(key, text)` gives a row of it, and the number
+ * goes into `cells[key]`.
+ */
+function numbersTable() {
+  const cells = {};
+  const row = (key, text) => {
+    cells[key] = element("td", { "data-value": key });
+    return element("tr", {}, element("th", { scope: "row", text }), cells[key]);
+  };
+  return { cells, row };
 }
 
 /** A button that shows `text`; `name` says what it does. */

@@ -232,11 +232,7 @@ function render({ model, el }) {
   const curve = element("canvas", { width: 420, height: 400, role: "img", class: "medimg-chart" });
   const surfaces = {};
 
-  const cells = {};
-  const row = (key, text) => {
-    cells[key] = element("td", { "data-value": key });
-    return element("tr", {}, element("th", { scope: "row", text }), cells[key]);
-  };
+  const { cells, row } = numbersTable();
   const table = element(
     "table",
     { class: "medimg-numbers" },

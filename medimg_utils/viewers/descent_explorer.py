@@ -63,7 +63,6 @@ class DescentExplorer(base.Viewer):
     """
 
     _esm = base.javascript("descent_explorer.js")
-    _css = base.STYLES
 
     features = traitlets.List(traitlets.List(traitlets.Float())).tag(sync=True)
     labels = traitlets.List(traitlets.Int()).tag(sync=True)
@@ -103,12 +102,9 @@ class DescentExplorer(base.Viewer):
         ):
             if value not in known:
                 raise ValueError(f"{kind} is {value!r}, expected one of {known}")
-        if not 1e-3 <= learning_rate <= 100:
-            raise ValueError(f"learning_rate is {learning_rate}, expected 0.001 to 100")
-        if not 0 <= momentum <= 0.99:
-            raise ValueError(f"momentum is {momentum}, expected 0 to 0.99")
-        if not 1 <= steps <= 300:
-            raise ValueError(f"steps is {steps}, expected 1 to 300")
+        base.check_between("learning_rate", learning_rate, 1e-3, 100)
+        base.check_between("momentum", momentum, 0, 0.99)
+        base.check_between("steps", steps, 1, 300)
         if not (limit > 0 and max(map(abs, start)) <= limit):
             raise ValueError(f"start {start} lies outside the picture, ±{limit}")
         minima = {name: self._minimum(name) for name in LOSSES}
@@ -125,8 +121,9 @@ class DescentExplorer(base.Viewer):
             steps=int(steps),
             start_1=float(start[0]),
             start_2=float(start[1]),
-            title=title,
-            alt=alt or f"{title or 'A loss of two weights'}: contours and a path.",
+            **base.heading(
+                title, alt, "A loss of two weights", ": contours and a path."
+            ),
         )
 
     def loss_at(self, weights: npt.ArrayLike, loss: str | None = None) -> float:

@@ -14,7 +14,7 @@ SIDE = 3
 MAX_STRIDE = 4
 
 
-class KernelExplorer(base.Viewer):
+class KernelExplorer(base.ImageViewer):
     """Let the reader choose the weights of a kernel and watch it slide over an image.
 
     What networks call a convolution is shown: the kernel is laid over the image as it
@@ -43,10 +43,7 @@ class KernelExplorer(base.Viewer):
     """
 
     _esm = base.javascript("kernel_explorer.js")
-    _css = base.STYLES
 
-    rows = traitlets.Int().tag(sync=True)
-    columns = traitlets.Int().tag(sync=True)
     image_data = traitlets.Bytes().tag(sync=True)
     kernel = traitlets.List(traitlets.Float()).tag(sync=True)
     presets = traitlets.List(traitlets.Any()).tag(sync=True)
@@ -75,8 +72,7 @@ class KernelExplorer(base.Viewer):
             raise ValueError(
                 f"image has shape {self._levels.shape}, expected {SIDE} × {SIDE} or more"
             )
-        if not 1 <= stride <= MAX_STRIDE:
-            raise ValueError(f"stride is {stride}, expected 1 to {MAX_STRIDE}")
+        base.check_between("stride", stride, 1, MAX_STRIDE)
         super().__init__(
             rows=self._levels.shape[0],
             columns=self._levels.shape[1],
@@ -89,8 +85,7 @@ class KernelExplorer(base.Viewer):
             stride=stride,
             pad=pad,
             rectify=rectify,
-            title=title,
-            alt=alt or f"{title or 'Image'} beside the response of a kernel.",
+            **base.heading(title, alt, "Image", " beside the response of a kernel."),
         )
 
     def response(self) -> npt.NDArray[np.float64]:

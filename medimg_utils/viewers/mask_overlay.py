@@ -9,7 +9,7 @@ from medimg_utils import plotting
 from medimg_utils.viewers import base
 
 
-class MaskOverlayViewer(base.Viewer):
+class MaskOverlayViewer(base.ImageViewer):
     """Show an image with a mask and, if given, a map of probabilities.
 
     The reader changes window, opacity and threshold, zooms, and reads off single
@@ -42,10 +42,7 @@ class MaskOverlayViewer(base.Viewer):
     """
 
     _esm = base.javascript("mask_overlay.js")
-    _css = base.STYLES
 
-    rows = traitlets.Int().tag(sync=True)
-    columns = traitlets.Int().tag(sync=True)
     image_data = traitlets.Bytes().tag(sync=True)
     mask_data = traitlets.Bytes().tag(sync=True)
     probability_data = traitlets.Bytes().tag(sync=True)
@@ -108,8 +105,7 @@ class MaskOverlayViewer(base.Viewer):
             window_width=float(window[1]),
             opacity=base.check_fraction("opacity", opacity),
             threshold=base.check_fraction("threshold", threshold),
-            title=title,
-            alt=alt or f"{title or 'Image'}, {rows} by {columns} pixels.",
+            **base.heading(title, alt, "Image", f", {rows} by {columns} pixels."),
         )
 
     def predicted(self) -> npt.NDArray[np.bool_]:

@@ -57,7 +57,6 @@ class PlanesViewer(base.Viewer):
     """
 
     _esm = base.javascript("planes.js")
-    _css = base.STYLES
 
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     shape = traitlets.List(traitlets.Int()).tag(sync=True)
@@ -157,9 +156,9 @@ class PlanesViewer(base.Viewer):
             shown_labels={"labels": "true"}.get(first, first),
             place=place,
             opacity=base.check_fraction("opacity", opacity),
-            title=title,
-            alt=alt
-            or f"{title or 'Volume'}: an axial, a coronal and a sagittal plane.",
+            **base.heading(
+                title, alt, "Volume", ": an axial, a coronal and a sagittal plane."
+            ),
         )
 
     def voxel(self) -> tuple[int, int, int]:

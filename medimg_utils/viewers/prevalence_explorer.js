@@ -138,11 +138,7 @@ function render({ model, el }) {
   const [plot, roc, crowd] = [chart(400, 400), chart(400, 400), chart(640, 400)];
   crowd.classList.add("medimg-crowd");
 
-  const cells = {};
-  const row = (key, text) => {
-    cells[key] = element("td", { "data-value": key });
-    return element("tr", {}, element("th", { scope: "row", text }), cells[key]);
-  };
+  const { cells, row } = numbersTable();
   const rates = element(
     "table",
     { class: "medimg-numbers" },

@@ -14,7 +14,7 @@ PEOPLE = 1000
 BINS = 25
 
 
-class PrevalenceExplorer(base.Viewer):
+class PrevalenceExplorer(base.ScoreViewer):
     r"""Let the reader move a threshold and the prevalence, and see who is called.
 
     Scores of `threshold` and above count as positive. Sensitivity and specificity come
@@ -45,12 +45,7 @@ class PrevalenceExplorer(base.Viewer):
     """
 
     _esm = base.javascript("prevalence_explorer.js")
-    _css = base.STYLES
 
-    scores = traitlets.List(traitlets.Float()).tag(sync=True)
-    labels = traitlets.List(traitlets.Int()).tag(sync=True)
-    threshold = traitlets.Float().tag(sync=True)
-    log_prevalence = traitlets.Float().tag(sync=True)
     people = traitlets.Int(PEOPLE).tag(sync=True)
     bins = traitlets.Int(BINS).tag(sync=True)
 
@@ -64,16 +59,14 @@ class PrevalenceExplorer(base.Viewer):
         title: str = "",
         alt: str = "",
     ) -> None:
-        numbers, classes = base.check_scores(scores, labels, both=True)
-        if not 0.001 <= prevalence <= 0.9:
-            raise ValueError(f"prevalence is {prevalence}, expected 0.001 to 0.9")
+        exams = np.size(scores)
         super().__init__(
-            scores=numbers,
-            labels=classes,
-            threshold=base.check_fraction("threshold", threshold),
-            log_prevalence=float(np.log10(prevalence)),
-            title=title,
-            alt=alt or f"{title or 'Scores'} of {len(numbers)} exams and a threshold.",
+            scores,
+            labels,
+            threshold=threshold,
+            prevalence=prevalence,
+            highest=0.9,
+            **base.heading(title, alt, "Scores", f" of {exams} exams and a threshold."),
         )
 
     def statistics(self) -> dict[str, float]:

@@ -63,7 +63,6 @@ class SeriesViewer(base.Viewer):
     """
 
     _esm = base.javascript("series.js")
-    _css = base.STYLES
 
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     planes = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -134,8 +133,9 @@ class SeriesViewer(base.Viewer):
             covered=float(covered),
             slices=slices,
             opacity=base.check_fraction("opacity", opacity),
-            title=title,
-            alt=alt or f"{title or 'Exam'}: slices of the series {', '.join(names)}.",
+            **base.heading(
+                title, alt, "Exam", f": slices of the series {', '.join(names)}."
+            ),
         )
 
     def hottest(self, name: str) -> tuple[int, int, int]:

@@ -90,11 +90,7 @@ function render({ model, el }) {
   const names = get("names");
   const tables = Object.fromEntries(names.map((name, k) => [name, get("scores")[k]]));
   const plot = element("canvas", { width: 640, height: 300, role: "img", class: "medimg-chart" });
-  const cells = {};
-  const row = (key, text) => {
-    cells[key] = element("td", { "data-value": key });
-    return element("tr", {}, element("th", { scope: "row", text }), cells[key]);
-  };
+  const { cells, row } = numbersTable();
   const numbers = element(
     "table",
     { class: "medimg-numbers" },

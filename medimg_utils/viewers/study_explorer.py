@@ -55,7 +55,6 @@ class StudyExplorer(base.Viewer):
     """
 
     _esm = base.javascript("study_explorer.js")
-    _css = base.STYLES
 
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     scores: traitlets.List = traitlets.List().tag(sync=True)
@@ -89,12 +88,8 @@ class StudyExplorer(base.Viewer):
             if not ((table >= 0) & (table <= 1)).all():
                 raise ValueError(f"scores of {name!r} are NaN or outside 0 to 1")
         base.check_keys("design", (first, second), "the scores", tables)
-        for name, value, least, most in (
-            ("seeds", seeds, 1, MOST_SEEDS),
-            ("patients", patients, 5, MOST_PATIENTS),
-        ):
-            if not least <= value <= most:
-                raise ValueError(f"{name} is {value}, expected {least} to {most}")
+        base.check_between("seeds", seeds, 1, MOST_SEEDS)
+        base.check_between("patients", patients, 5, MOST_PATIENTS)
         super().__init__(
             names=list(tables),
             # thousandths, so that the page stays small
@@ -105,8 +100,9 @@ class StudyExplorer(base.Viewer):
             second=second,
             seeds=seeds,
             patients=patients,
-            title=title,
-            alt=alt or f"{title or 'Two designs'}: what a thousand studies would find.",
+            **base.heading(
+                title, alt, "Two designs", ": what a thousand studies would find."
+            ),
         )
 
     def _difference(self) -> npt.NDArray[np.float64]:

@@ -88,7 +88,6 @@ class SurfaceViewer(base.Viewer):
     """
 
     _esm = base.javascript("surface.js")
-    _css = base.STYLES
 
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     colours = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -161,8 +160,9 @@ class SurfaceViewer(base.Viewer):
             turn=float(turn),
             tilt=float(tilt),
             opacity=base.check_fraction("opacity", opacity),
-            title=title,
-            alt=alt or f"{title or 'Surfaces'}: {', '.join(meanings.values())}.",
+            **base.heading(
+                title, alt, "Surfaces", f": {', '.join(meanings.values())}."
+            ),
         )
 
     def volumes(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from medimg_utils import plotting
 from medimg_utils.viewers import base
 
 
-class ThresholdExplorer(base.Viewer):
+class ThresholdExplorer(base.ImageViewer):
     """Let the reader choose thresholds and see masks, Dice and error rates follow.
 
     Two decisions are shown. For *pixels*, those at or above ``threshold`` form the
@@ -45,10 +45,7 @@ class ThresholdExplorer(base.Viewer):
     """
 
     _esm = base.javascript("threshold_explorer.js")
-    _css = base.STYLES
 
-    rows = traitlets.Int().tag(sync=True)
-    columns = traitlets.Int().tag(sync=True)
     image_rows = traitlets.Int().tag(sync=True)
     image_columns = traitlets.Int().tag(sync=True)
     image_data = traitlets.Bytes().tag(sync=True)
@@ -116,8 +113,9 @@ class ThresholdExplorer(base.Viewer):
             max_area=max(int(min_area), rows * columns // 100, 1),
             score_threshold=base.check_fraction("score_threshold", score_threshold),
             opacity=base.check_fraction("opacity", opacity),
-            title=title,
-            alt=alt or f"{title or 'Gallery'}: {count} images with their masks.",
+            **base.heading(
+                title, alt, "Gallery", f": {count} images with their masks."
+            ),
         )
 
     def predicted(self) -> npt.NDArray[np.bool_]:

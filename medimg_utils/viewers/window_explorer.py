@@ -13,7 +13,7 @@ from medimg_utils.viewers import base
 MAX_BITS = 12
 
 
-class WindowExplorer(base.Viewer):
+class WindowExplorer(base.ImageViewer):
     """Let the reader move a window over the histogram and see the picture follow.
 
     The number of greys can be reduced in two places: after the window, as a screen
@@ -42,10 +42,7 @@ class WindowExplorer(base.Viewer):
     """
 
     _esm = base.javascript("window_explorer.js")
-    _css = base.STYLES
 
-    rows = traitlets.Int().tag(sync=True)
-    columns = traitlets.Int().tag(sync=True)
     value_data = traitlets.Bytes().tag(sync=True)
     low = traitlets.Int().tag(sync=True)
     high = traitlets.Int().tag(sync=True)
@@ -75,8 +72,7 @@ class WindowExplorer(base.Viewer):
                 f"image spans {high - low} units from {low}, expected 1 to 65535; "
                 "clip or rescale it first"
             )
-        if not 1 <= bits <= MAX_BITS:
-            raise ValueError(f"bits is {bits}, expected 1 to {MAX_BITS}")
+        base.check_between("bits", bits, 1, MAX_BITS)
         windows = {"start": window, **(presets or {})}
         for name, (_, width) in windows.items():
             if not width >= 1:
@@ -96,8 +92,7 @@ class WindowExplorer(base.Viewer):
             bits=bits,
             early=early,
             unit=unit,
-            title=title,
-            alt=alt or f"{title or 'Image'} beside the histogram of its values.",
+            **base.heading(title, alt, "Image", " beside the histogram of its values."),
         )
 
     def levels(self) -> npt.NDArray[np.uint8]:

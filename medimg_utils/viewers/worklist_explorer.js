@@ -123,11 +123,7 @@ function render({ model, el }) {
   const [waits, benefit] = [chart(640, 260), chart(400, 360)];
   waits.classList.add("medimg-crowd");
 
-  const cells = {};
-  const row = (key, text) => {
-    cells[key] = element("td", { "data-value": key });
-    return element("tr", {}, element("th", { scope: "row", text }), cells[key]);
-  };
+  const { cells, row } = numbersTable();
   const table = (caption, ...rows) =>
     element(
       "table",

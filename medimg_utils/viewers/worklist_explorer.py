@@ -12,7 +12,7 @@ from medimg_utils.challenges import worklist
 from medimg_utils.viewers import base
 
 
-class WorklistExplorer(base.Viewer):
+class WorklistExplorer(base.ScoreViewer):
     r"""Let the reader mark exams by a threshold and staff the room that reads them.
 
     Marked exams are read first. The waits are those of a steady list in which nobody is
@@ -47,12 +47,7 @@ class WorklistExplorer(base.Viewer):
     """
 
     _esm = base.javascript("worklist_explorer.js")
-    _css = base.STYLES
 
-    scores = traitlets.List(traitlets.Float()).tag(sync=True)
-    labels = traitlets.List(traitlets.Int()).tag(sync=True)
-    threshold = traitlets.Float().tag(sync=True)
-    log_prevalence = traitlets.Float().tag(sync=True)
     readers = traitlets.Int().tag(sync=True)
     rate = traitlets.Float().tag(sync=True)
     minutes = traitlets.Float().tag(sync=True)
@@ -72,25 +67,23 @@ class WorklistExplorer(base.Viewer):
         title: str = "",
         alt: str = "",
     ) -> None:
-        numbers, classes = base.check_scores(scores, labels, both=True)
-        for name, value, low, high in (
-            ("prevalence", prevalence, 0.001, 0.5), ("readers", readers, 1, 6),
-            ("rate", rate, 1, 60), ("minutes", minutes, 0.1, 60),
-            ("exchange", exchange, 1, 1000),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}, expected {low} to {high}")
+        base.check_between("readers", readers, 1, 6)
+        base.check_between("rate", rate, 1, 60)
+        base.check_between("minutes", minutes, 0.1, 60)
+        base.check_between("exchange", exchange, 1, 1000)
         super().__init__(
-            scores=numbers,
-            labels=classes,
-            threshold=base.check_fraction("threshold", threshold),
-            log_prevalence=float(np.log10(prevalence)),
+            scores,
+            labels,
+            threshold=threshold,
+            prevalence=prevalence,
+            highest=0.5,
             readers=readers,
             rate=float(rate),
             minutes=float(minutes),
             log_exchange=float(np.log10(exchange)),
-            title=title,
-            alt=alt or f"{title or 'A worklist'}: waiting times and net benefit.",
+            **base.heading(
+                title, alt, "A worklist", ": waiting times and net benefit."
+            ),
         )
 
     def net_benefit(self, threshold: float) -> float:

@@ -78,11 +78,3 @@ def test_each_slider_changes_its_pictures(visit, demo: Path) -> None:
         move(root, trait, value)
         after = [one.evaluate(PICTURE) for one in charts]
         assert [a != b for a, b in zip(after, before, strict=True)] == changes, trait
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_is_accessible(visit, demo: Path, theme: str) -> None:
-    visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
-    visit.open(demo / "decisions.html")
-    assert not visit.errors
-    assert not visit.barriers()

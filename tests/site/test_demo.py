@@ -179,7 +179,10 @@ def test_figure_has_alt_text_and_caption(visit, demo) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["viewers", "volumes", "quiz", "exercises"])
+@pytest.mark.parametrize(
+    "name",
+    ["viewers", "volumes", "learning", "decisions", "designs", "quiz", "exercises"],
+)
 def test_demo_is_accessible(visit, demo: Path, name: str, theme: str) -> None:
     visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
     visit.open(demo / f"{name}.html")

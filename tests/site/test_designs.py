@@ -66,12 +66,3 @@ def test_every_control_changes_the_picture(visit, demo: Path) -> None:
         before = picture.evaluate(PICTURE)
         change()
         assert picture.evaluate(PICTURE) != before
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_is_accessible(visit, demo: Path, theme: str) -> None:
-    visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
-    visit.open(demo / "designs.html")
-    assert not visit.errors
-    assert not visit.requests
-    assert not visit.barriers()

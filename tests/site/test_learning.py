@@ -112,12 +112,3 @@ def test_prevalence_changes_the_crowd_and_not_the_roc_curve(visit, demo: Path) -
     move(root, "threshold", 0.7)
     moved = [one.evaluate(PICTURE) for one in (scores, roc, crowd)]
     assert all(a != b for a, b in zip(moved, after, strict=True))
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_is_accessible(visit, demo: Path, theme: str) -> None:
-    visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
-    visit.open(demo / "learning.html")
-    assert not visit.errors
-    assert not visit.requests
-    assert not visit.barriers()

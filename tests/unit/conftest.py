@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
     generate_uid,
 )
+from typer.testing import CliRunner, Result
 
 from medimg_utils.io import encode_rle
+
+SCRIPTS = Path(__file__).parents[2] / "data_scripts"
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("no deadline", deadline=None)
@@ -135,6 +139,17 @@ def _one_thread() -> Iterator[None]:
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 images of 12 patients; tests only read it."""
     return write_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="session")
+def shell() -> Callable[..., Result]:
+    """Call a script of `data_scripts` as the shell does, without another Python."""
+
+    def call(name: str, *words: object) -> Result:
+        app = runpy.run_path(str(SCRIPTS / f"{name}.py"))["app"]
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    return call
 
 
 @pytest.fixture(name="write_dicom")

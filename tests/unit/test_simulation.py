@@ -13,7 +13,15 @@ import pytest
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import write_text_atomic
-from medimg_utils.simulation import Part, needs_work, remove_older, write_in_parts
+from medimg_utils.simulation import (
+    Part,
+    _differences,
+    choose_plan,
+    find_parts,
+    needs_work,
+    remove_older,
+    write_in_parts,
+)
 
 SETTINGS = {"seed": 3, "rates": (0.5, 1)}
 
@@ -142,8 +150,29 @@ def test_what_stands_in_the_way_is_refused(tmp_path):
     with pytest.raises(InputError, match="workers is 0"):
         make(tmp_path / "new", workers=0)
     make(tmp_path / "done")
-    with pytest.raises(InputError, match=r"other settings \(see simulation.json\)"):
-        needs_work(tmp_path / "done", {"seed": 4})
+    other = {"seed": 4, "rates": (0.5, 1), "size": 2}
+    with pytest.raises(
+        InputError,
+        match=r"other settings \(see simulation.json\): seed is 3 and not 4, size is "
+        "None and not 2; choose another folder",
+    ):
+        needs_work(tmp_path / "done", other)
+
+
+def test_what_differs_is_said_in_a_few_words():
+    stored = {"rates": {"drain": [0, 1], "line": 1}, "a": 1, "b": 2, "c": 3}
+    wanted = {"rates": {"drain": [0, 2], "line": 1}, "a": 2, "b": 3, "c": 4}
+    assert _differences(stored, wanted) == (
+        "rates drain is [0, 1] and not [0, 2], a is 1 and not 2, b is 2 and not 3 and 1 "
+        "more"
+    )
+
+
+def test_what_all_parts_need_is_prepared_only_where_there_is_work(tmp_path):
+    calls = []
+    make(tmp_path / "release", prepare=lambda: calls.append(1))
+    make(tmp_path / "release", prepare=lambda: calls.append(2))
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"seed": 3', b"\xff\x00"])
@@ -183,7 +212,9 @@ def test_a_damaged_record_is_an_error_that_says_to_delete_it(tmp_path):
         ({"version": 2, "seed": 3, "rates": {"drain": [0, 0.5]}}, True),
         ({"version": 2, "seed": 3, "written": [1]}, True),
         ({"seed": 3}, True),
+        ({"version": 2}, True),  # of any kind
         ([2], True),
+        ({"version": "2", "seed": 3}, True),
     ],
 )
 @pytest.mark.parametrize("name", ["simulation.json", "unfinished.json"])
@@ -192,8 +223,98 @@ def test_only_what_an_older_version_made_of_the_same_plan_is_removed(
 ):
     plan = {"version": 3, "seed": 3, "rates": {"drain": (0, 1), "line": 0.2}}
     out = tmp_path / "release"
-    remove_older(out, plan)  # nothing there
+    remove_older(out, plan, FILES)  # nothing there
     out.mkdir()
     (out / name).write_text(json.dumps(stored))
-    remove_older(out, plan)
+    remove_older(out, plan, FILES)
     assert out.exists() == stays
+
+
+PLAN = {"version": 3, "seed": 3}
+FILES = ("images/*/*.dcm", "table.csv")
+
+
+def older(out, *names):
+    """A release of the version before, with an unfinished part."""
+    for name in ("images/a/1.dcm", "table.csv", "unfinished/4.json", *names):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    for name in ("simulation.json", "unfinished.json"):
+        (out / name).write_text(json.dumps(PLAN | {"version": 2}))
+    return out
+
+
+def test_an_older_release_goes_with_what_killed_calls_left(tmp_path):
+    out = older(tmp_path / "release", "images/a/.partial-7-abc.dcm")
+    remove_older(out, PLAN, FILES)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [
+        "thesis.txt",
+        "images/a/1.png",
+        "images/1.dcm",
+        "images/a/b/1.dcm",
+        "images/table.csv",
+        "unfinished/notes.txt",
+    ],
+)
+def test_a_folder_with_foreign_files_is_never_deleted(tmp_path, mine):
+    out = older(tmp_path / "release", mine)
+    before = contents(out)
+    with pytest.raises(InputError, match=f"release holds version 2.*1 files.*{mine};"):
+        remove_older(out, PLAN, FILES)
+    assert contents(out) == before
+
+
+def test_links_are_foreign_and_what_they_lead_to_stays(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "1.dcm").touch()
+    out = older(tmp_path / "release")
+    (out / "images" / "b").symlink_to(other, target_is_directory=True)
+    with pytest.raises(InputError, match=r"e\.g\. images/b;"):
+        remove_older(out, PLAN, FILES)
+    (out / "images" / "b").unlink()
+    (tmp_path / "link").symlink_to(out, target_is_directory=True)
+    remove_older(tmp_path / "link", PLAN, FILES)
+    assert (tmp_path / "link").is_symlink()
+    assert list(out.iterdir()) == []
+    assert (other / "1.dcm").exists()
+
+
+def test_the_present_version_is_deleted_only_where_that_is_asked(tmp_path):
+    out = older(tmp_path / "release")
+    (out / "simulation.json").write_text(json.dumps(PLAN))
+    (out / "unfinished.json").unlink()
+    remove_older(out, PLAN, FILES)
+    assert out.exists()
+    remove_older(out, PLAN | {"seed": 4}, FILES, present_too=True)
+    assert out.exists()
+    remove_older(out, PLAN, FILES, present_too=True)
+    assert not out.exists()
+
+
+def test_notes_that_contradict_each_other_are_left_alone(tmp_path):
+    out = older(tmp_path / "release")
+    (out / "unfinished.json").write_text(json.dumps(PLAN | {"seed": 9}))
+    before = contents(out)
+    remove_older(out, PLAN, FILES)
+    assert contents(out) == before
+
+
+def test_a_plan_is_chosen_by_the_name_of_its_size():
+    assert choose_plan({"tiny": 1, "lab": 2}, "lab") == 2
+    with pytest.raises(InputError, match="size 'paper': the sizes are tiny, lab; for"):
+        choose_plan({"tiny": 1, "lab": 2}, "paper")
+
+
+def test_parts_are_found_by_what_they_hold():
+    owners = {"a": 2, "b": 0, "c": 2}
+    assert find_parts(["c", "b", "a", "c"], owners, "films") == [0, 2]
+    with pytest.raises(InputError, match=r"1 of 2 films are not .* e\.g\. d;"):
+        find_parts(["a", "d"], owners, "films")
+    with pytest.raises(InputError, match="none was named"):
+        find_parts([], owners, "films")

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from medimg_utils.errors import InputError
 from medimg_utils.splits import (
     LeakError,
+    check_held_out,
     check_no_leak,
     hold_out,
+    never_seen,
     one_each,
+    patient_digests,
     patient_folds,
 )
 
@@ -135,3 +138,29 @@ def test_each_image_of_a_patient_and_each_order_is_as_likely():
     assert np.abs(counts - 200).max() < 4 * np.sqrt(600 * 2 / 9)
     first = (drawn[:, 0] == 3).mean()  # who has many images does not come early
     assert abs(first - 0.5) < 4 * np.sqrt(0.25 / 600)
+
+
+def test_a_run_is_measured_on_patients_that_it_has_not_met():
+    images = [Image(f"P{k // 2}", 0) for k in range(8)]
+    met = {
+        "train": patient_digests(images[:3]),  # half of the images of P1
+        "validation": patient_digests(images[4:5]),
+    }
+    assert len(met["train"]) == 2
+    facts = {"fold": None, "patients": met}
+    assert never_seen(images, "mine", facts, "data") == images[6:]
+    with pytest.raises(LeakError, match="every patient of data was used to train mine"):
+        never_seen(images[:6], "mine", facts, "data")
+
+
+@pytest.mark.parametrize(
+    ("held", "fold", "refused"),
+    [(None, None, False), (None, 0, False), (2, None, False), (2, 2, False),
+     (None, 1, True), (2, 0, True)],
+)  # fmt: skip
+def test_a_run_is_measured_on_its_own_fold(held, fold, refused):
+    if refused:
+        with pytest.raises(LeakError, match=f"held out fold {held or 0}, .* {fold}"):
+            check_held_out("mine", {"fold": held}, fold)
+    else:
+        check_held_out("mine", {"fold": held}, fold)

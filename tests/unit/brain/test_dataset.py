@@ -457,11 +457,7 @@ def shell():
     spec = importlib.util.spec_from_file_location("verify_script", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    import typer
-
-    app = typer.Typer(add_completion=False)
-    app.command()(script.main)
-    return lambda *words: CliRunner().invoke(app, [*map(str, words), "--quiet"])
+    return lambda *words: CliRunner().invoke(script.app, [*map(str, words), "--quiet"])
 
 
 def test_a_whole_release_is_fine(shell, brats):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
 from medimg_utils.errors import InputError
@@ -333,9 +332,7 @@ def shell():
     spec = importlib.util.spec_from_file_location("verify_script", VERIFY)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    app = typer.Typer()
-    app.command()(script.main)
-    return lambda *words: CliRunner().invoke(app, [*map(str, words), "--quiet"])
+    return lambda *words: CliRunner().invoke(script.app, [*map(str, words), "--quiet"])
 
 
 def problems(layout, root):

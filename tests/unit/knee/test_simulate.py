@@ -127,7 +127,7 @@ def test_an_older_version_is_made_anew(small, tmp_path, monkeypatch):
     old = json.loads((out / "simulation.json").read_text()) | {"version": 0}
     (out / "simulation.json").write_text(json.dumps(old))
     made = []
-    monkeypatch.setattr(simulate, "TINY", SMALL)
+    monkeypatch.setitem(simulate.RELEASES, "tiny", SMALL)
     monkeypatch.setattr(
         simulate,
         "simulate_release",
@@ -135,7 +135,7 @@ def test_an_older_version_is_made_anew(small, tmp_path, monkeypatch):
     )
     assert ensure_release("tiny", settings) == out / "MRNet-v1.0"
     assert made == [False]
-    with pytest.raises(InputError, match="tiny and lab"):
+    with pytest.raises(InputError, match="tiny, lab"):
         ensure_release("paper", settings)
 
 

@@ -15,6 +15,7 @@ from medimg_utils.pneumothorax.experiment import EXPERIMENTS
 from medimg_utils.pneumothorax.simulate import (
     LAB_TESTS,
     LAB_TRAIN,
+    RELEASES,
     VERSION,
     patients_of,
 )
@@ -29,15 +30,16 @@ def lab_run(tmp_path_factory, release):
     root = tmp_path_factory.mktemp("lab")
     done = Counter()
 
-    def prepare(out, prefix, seed):
+    def prepare(size, **_):
         """The drawn chests, as a simulation of other patients would leave them."""
+        out, seed = root / "data" / f"pneumothorax-{size}", RELEASES[size].seed
         if (out / "simulation.json").exists():
             return out
         shutil.copytree(release, out)
         rows = ["ImageId,patient,view,side,kind,devices,findings,anatomy"]
         for k, record in enumerate(read_siim(out)):
             image = pydicom.dcmread(record.path)
-            image.PatientID = f"{prefix}{image.PatientID}"
+            image.PatientID = f"{seed}-{image.PatientID}"
             image.save_as(record.path)
             side, kind = ("R", "apical") if record.label else ("", "")
             who = f"SIM{seed:04d}-{k:05d}"
@@ -62,14 +64,7 @@ def lab_run(tmp_path_factory, release):
         patch.setitem(EXPERIMENTS, "lab", toy)
         patch.setattr(pretrained, "FOLDER", root / "pretrained")
         patch.setattr(results, "FOLDER", root / "results")
-        patch.setattr(
-            lab, "ensure_release", lambda size: prepare(root / "data" / size, "", 100)
-        )
-        patch.setattr(
-            lab,
-            "simulate_release",
-            lambda out, plan, **_: prepare(out, f"{plan.seed}-", plan.seed),
-        )
+        patch.setattr(lab, "ensure_release", prepare)
         patch.setattr(lab, "train", count("train", lab.train))
         patch.setattr(lab, "evaluate", count("evaluate", lab.evaluate))
 
@@ -101,7 +96,7 @@ def test_the_result_is_of_the_network_that_is_shipped(lab_run):
         assert test["n"]["images"] == len(test["cases"]) > 0
     assert result["tests"]["unseen-patients"]["n"]["images"] == 24
     for name, plan in {"held-out-fold": LAB_TRAIN, **LAB_TESTS}.items():
-        folder = "lab" if plan is LAB_TRAIN else f"{lab.NAME}-{name}"
+        folder = lab.NAME if plan is LAB_TRAIN else f"{lab.NAME}-{name}"
         order = [one.image_id for one in read_siim(root / "data" / folder)]
         people = list(patients_of(plan).values())
         for case in result["tests"][name]["cases"]:
@@ -157,7 +152,7 @@ def test_an_answer_of_another_network_is_measured_anew(lab_run, monkeypatch):
 def test_a_run_that_learned_from_older_data_is_refused(lab_run):
     root, run = lab_run
     run()
-    settings = root / "data" / "lab" / "simulation.json"
+    settings = root / "data" / lab.NAME / "simulation.json"
     before = settings.read_text()
     change(settings, version=VERSION + 1)
     shipped = (root / "pretrained" / f"{lab.NAME}.safetensors").read_bytes()

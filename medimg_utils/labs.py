@@ -1,0 +1,74 @@
+"""What the lab runs of the use cases share: nothing is done twice, nothing is mixed.
+
+A lab run simulates, trains, measures and stores what travels with the package. It can be
+stopped and called anew; what was done with other data or another network is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medimg_utils.io import to_json, write_json_atomic
+from medimg_utils.release import describe_release
+from medimg_utils.training import BEST, RunError
+
+
+def facts_file(run: Path) -> Path:
+    """The file of a run's folder that says what was trained; there once it is."""
+    return (run / BEST).with_suffix(".json")
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """What the file of a finished run says."""
+    facts: dict[str, Any] = json.loads(facts_file(run).read_text(encoding="utf-8"))
+    return facts
+
+
+def check_data(run: Path, release: Path) -> None:
+    """Refuse a run that was trained on another simulation than the present one.
+
+    Raises:
+        RunError: says which simulation it was trained on.
+    """
+    trained_on = read_facts(run)["data"].get("simulation")
+    present = describe_release(release).get("simulation")
+    if trained_on != present:
+        raise RunError(
+            f"{run} was trained on the simulation {trained_on}, but {release} holds "
+            f"{present}. Give another folder for the runs, or delete this one."
+        )
+
+
+def once(
+    file: Path, of: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The answer that a file holds; measured and written where it holds another.
+
+    Args:
+        file: JSON, with the key `of` beside the answer.
+        of: what the answer is about, e.g. the digests of data and network.
+        measure: gives the answer.
+
+    Returns:
+        The answer as JSON gives it back, with `of`.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "answer.json"
+    >>> once(file, {"network": "a"}, lambda: {"auc": 0.9})
+    {'auc': 0.9, 'of': {'network': 'a'}}
+    >>> once(file, {"network": "a"}, lambda: {"auc": 0.8})["auc"]
+    0.9
+    >>> once(file, {"network": "b"}, lambda: {"auc": 0.8})["auc"]
+    0.8
+    """
+    wanted = to_json(of)
+    if file.is_file():
+        stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if stored.get("of") == wanted:
+            return stored
+    answer: dict[str, Any] = to_json({**measure(), "of": wanted})
+    write_json_atomic(file, answer)
+    return answer
