@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from medimg_utils import pretrained, results
+from medimg_utils import pretrained
 from medimg_utils.brain import survival
 from medimg_utils.brain.dataset import (
     Case,
@@ -67,7 +67,15 @@ from medimg_utils.brain.models import (
 )
 from medimg_utils.brain.preprocess import Prepared
 from medimg_utils.errors import InputError
-from medimg_utils.experiments import choose, device_name, setting
+from medimg_utils.experiments import (
+    choose,
+    device_name,
+    facts_of_run,
+    protocol,
+    provenance,
+    raise_failures,
+    setting,
+)
 from medimg_utils.io import (
     ImageError,
     check_outputs,
@@ -78,11 +86,12 @@ from medimg_utils.io import (
 from medimg_utils.release import DatasetError, describe_release
 from medimg_utils.settings import SIZES
 from medimg_utils.splits import (
-    LeakError,
     Split,
-    check_no_leak,
+    check_held_out,
     hold_out,
+    never_seen,
     patient_digest,
+    patient_digests,
 )
 from medimg_utils.training import (
     BEST,
@@ -361,16 +370,16 @@ def train(
     parts = split(cases, chosen, fold, seed)
     training = prepare_cases(parts.train, chosen.voxel, cache, progress=progress)
     validation = prepare_cases(parts.validation, chosen.voxel, cache, progress=progress)
-    facts = {
-        "experiment": asdict(chosen),
-        "fold": fold,
-        "seed": seed,
-        "data": describe_data(data, cases),
-        "patients": {
-            "train": _digests(parts.train),
-            "validation": _digests(parts.validation),
+    facts = facts_of_run(
+        chosen,
+        fold=fold,
+        seed=seed,
+        data=describe_data(data, cases),
+        patients={
+            "train": patient_digests(parts.train),
+            "validation": patient_digests(parts.validation),
         },
-    }
+    )
     options: dict[str, Any] = {
         "settings": facts,
         "algorithm": torch.optim.Adam,
@@ -463,13 +472,7 @@ def train(
             },
             **choices,
             "survival": survival.fit_models(rows),
-            "about": results.provenance(
-                size=chosen.size,
-                data=facts["data"],
-                device=device_name(),
-                seed=seed,
-                n=n,
-            ),
+            "about": provenance(chosen, data=facts["data"], seed=seed, n=n),
         },
     )
     return logs
@@ -640,10 +643,6 @@ def _truth(scan: Scan) -> NDArray[np.uint8]:
     return scan.labels
 
 
-def _digests(cases: Sequence[Case]) -> list[str]:
-    return sorted({patient_digest(case.patient) for case in cases})
-
-
 def describe_data(
     root: str | os.PathLike[str], cases: Sequence[Case]
 ) -> dict[str, Any]:
@@ -791,7 +790,7 @@ def choose_anew(
     choices = choose_on_validation(loaded.networks, cases, prepared, progress=progress)
     choices["chosen_on"] = describe_data(data, cases)
     patients = loaded.facts["patients"]
-    known = sorted({*patients["validation"], *_digests(cases)})
+    known = sorted({*patients["validation"], *patient_digests(cases)})
     write_json_atomic(
         (Path(run) / BEST).with_suffix(".json"),
         {**loaded.facts, **choices, "patients": {**patients, "validation": known}},
@@ -892,9 +891,7 @@ def evaluate(
         "use_case": "brain",
         "run": loaded.name,
         "fold": loaded.facts["fold"] if held_out else None,
-        "protocol": "patients held out of the training release"
-        if held_out
-        else "a release of other patients than those of training",
+        "protocol": protocol(held_out),
         "mode": segmenter.mode,
         "least_enhancing_cm3": least_enhancing(loaded, segmenter.mode),
         "experiment": asdict(loaded.experiment),
@@ -914,10 +911,9 @@ def evaluate(
             "run": _run_survival(loaded, from_prediction),
         },
         "subgroups": subgroups(rows, Path(truth)) if truth is not None else None,
-        "about": results.provenance(
-            size=loaded.experiment.size,
+        "about": provenance(
+            loaded.experiment,
             data=describe_data(data, cases),
-            device=device_name(),
             seed=loaded.facts["seed"],
             n=len(cases),
         ),
@@ -936,23 +932,11 @@ def unseen_cases(
     Raises:
         LeakError: nobody is left, or the fold is one that the run was trained on.
     """
-    held = run.facts["fold"] or 0  # the single hold-out is the first fold
-    if fold is not None and fold != held:
-        raise LeakError(
-            f"the run {run.name} held out fold {held}, so it was trained on patients of "
-            f"fold {fold}. Evaluate its own fold, or train with --fold {fold}."
-        )
+    check_held_out(run.name, run.facts, fold)
     everyone = [case for case in read_release(data) if case.mask is not None]
     if not everyone:
         raise DatasetError(f"no case of {data} has a mask, so nothing can be measured.")
-    known = {*run.facts["patients"]["train"], *run.facts["patients"]["validation"]}
-    cases = [case for case in everyone if patient_digest(case.patient) not in known]
-    if not cases:
-        raise LeakError(
-            f"every patient of {data} was used to train {run.name}. Evaluate on other "
-            "patients."
-        )
-    check_no_leak(known, _digests(cases))
+    cases = never_seen(everyone, run.name, run.facts, data)
     return cases, len(cases) < len(everyone)
 
 
@@ -1171,11 +1155,7 @@ def predict(
         write_nifti_atomic(out / f"{case.case_id}{ENDINGS[0]}", voxels, scan.affine)
         write_json_atomic(out / f"{case.case_id}{ENDINGS[1]}", answer)
         answers.append(to_json(answer))
-    if failures:
-        raise ImageError(
-            f"{len(failures)} of {len(cases)} cases could not be used, the others were "
-            "written: " + " | ".join(failures)
-        )
+    raise_failures(failures, len(cases), "cases", ImageError)
     return answers
 
 

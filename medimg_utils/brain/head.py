@@ -42,12 +42,11 @@ _MARGIN = 6.0
 class Grid:
     """The voxels of the field of view, and the box of them that can hold brain.
 
-    Attributes
-    ----------
-    spacing: in mm, isotropic.
-    shape: of the field of view.
-    box: slices of the box; indices grow to the right, to the front and up.
-    axes: coordinates of the box in mm from the middle of the brain.
+    Attributes:
+        spacing: in mm, isotropic.
+        shape: of the field of view.
+        box: slices of the box; indices grow to the right, to the front and up.
+        axes: coordinates of the box in mm from the middle of the brain.
     """
 
     spacing: float
@@ -65,10 +64,8 @@ class Grid:
 def make_grid(spacing: float) -> Grid:
     """The BraTS field of view at a spacing in mm.
 
-    Raises
-    ------
-    InputError
-        The spacing is not from 1 to 4 mm.
+    Raises:
+        InputError: the spacing is not from 1 to 4 mm.
     """
     if not 1 <= spacing <= 4:
         raise InputError(f"spacing is {spacing} mm; 1 to 4 mm are supported")
@@ -92,23 +89,23 @@ def make_grid(spacing: float) -> Grid:
 class Head:
     """Shares of tissue in the voxels near the brain, ``(N,)`` each, 0 to 1.
 
-    Attributes
-    ----------
-    grid: of the image.
-    index: ``(N,)`` flat indices of the voxels in the box of the grid.
-    brain: bool, what is left after skull stripping.
-    tissues: CSF, grey and white matter, before anything below covers them.
-    deep: share of grey matter that is nuclei.
-    iron: of iron-rich nuclei.
-    blood, dura, plexus: vessels, dura, choroid plexus, that cover the tissues.
-    bone, marrow: of the skull.
-    lesions: degree of age-related change in white matter.
-    rim: of the thin layer at the surface of the brain and at the ventricles.
-    stir: how much CSF moves there, which spoils its suppression.
-    texture: variation of the tissue, mean 0, standard deviation 1, over 3 and 10 mm.
-    core, enhancing, liquid, clot, oedema: of the tumour.
-    label: ``(X, Y, Z)`` uint8 of the box.
-    growth: how the tumour grew.
+    Attributes:
+        grid: of the image.
+        index: ``(N,)`` flat indices of the voxels in the box of the grid.
+        brain: bool, what is left after skull stripping.
+        tissues: CSF, grey and white matter, before anything below covers them.
+        deep: share of grey matter that is nuclei.
+        iron: of iron-rich nuclei.
+        blood, dura, plexus: vessels, dura, choroid plexus, that cover the tissues.
+        bone, marrow: of the skull.
+        lesions: degree of age-related change in white matter.
+        rim: of the thin layer at the surface of the brain and at the ventricles.
+        stir: how much CSF moves there, which spoils its suppression.
+        texture: variation of the tissue, mean 0, standard deviation 1, over 3 and 10
+            mm.
+        core, enhancing, liquid, clot, oedema: of the tumour.
+        label: ``(X, Y, Z)`` uint8 of the box.
+        growth: how the tumour grew.
     """
 
     grid: Grid

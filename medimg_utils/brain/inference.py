@@ -168,13 +168,13 @@ def published_tiles(
 def thinned_tiles(
     shape: Sequence[int], stride: int = STRIDE, side: int = SIDE
 ) -> list[Tile]:
-    """Every fourth of the published tiles: the sum of their numbers along the axes is
-    divisible by 4.
+    """Every fourth of the published tiles.
 
-    A Latin square: where 4 × 4 × 4 published tiles overlap, 16 are left, and each pair of
-    starts along two axes is there exactly once. Like the published ones, tiles begin
-    anywhere in the box, even if most of them lies beyond its end: there a tile takes its
-    statistics from other tissue, and without them the mean would be another one.
+    The sum of their numbers along the axes is divisible by 4. That is a Latin square:
+    where 4 × 4 × 4 published tiles overlap, 16 are left, and each pair of starts along
+    two axes is there exactly once. Like the published ones, tiles begin anywhere in the
+    box, even if most of them lies beyond its end: there a tile takes its statistics from
+    other tissue, and without them the mean would be another one.
 
     >>> len(thinned_tiles((90, 90, 80)))
     225

@@ -32,9 +32,9 @@ from medimg_utils.brain.inference import MODES
 from medimg_utils.brain.simulate import ensure_release
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe
-from medimg_utils.io import write_json_atomic
+from medimg_utils.labs import check_data, facts_file, once, read_facts
 from medimg_utils.release import describe_release, digest_of
-from medimg_utils.training import BEST, LOG, RunError, load_tensors, read_log
+from medimg_utils.training import BEST, LOG, load_tensors, read_log
 
 NAME = "brain-lab"
 UNSEEN = "unseen-patients"
@@ -74,13 +74,13 @@ def run_lab(
     release = ensure_release("lab")
     for fold in folds:
         run = runs / f"{NAME}-fold{fold}"
-        if not (run / BEST).with_suffix(".json").is_file():
+        if not facts_file(run).is_file():
             train(release, run, experiment, fold=fold, resume=True, progress=progress)
-        _check_data(run, release)
+        check_data(run, release)
     shipped = runs / f"{NAME}-fold{folds[0]}"
-    about = (shipped / BEST).with_suffix(".json")
+    about = facts_file(shipped)
     choice = ensure_release("lab-choice")
-    chosen_on = json.loads(about.read_text(encoding="utf-8"))["chosen_on"]
+    chosen_on = read_facts(shipped)["chosen_on"]
     present = describe_release(choice).get("simulation")
     if chosen_on is None or chosen_on.get("simulation") != present:
         choose_anew(shipped, choice, progress=progress)
@@ -111,7 +111,7 @@ def run_lab(
         run = runs / f"{NAME}-fold{fold}"
         values = _evaluate_once(run / "held-out.json", release, run, progress)
         others[str(fold)] = {key: values[key] for key in ("n", "regions")}
-    facts = json.loads(about.read_text(encoding="utf-8"))
+    facts = read_facts(shipped)
     training = _training(shipped, facts)
     result = {
         "headline": {
@@ -246,22 +246,10 @@ def recovered(releases: Sequence[Path], *, trees: int = 100) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ storing
 
 
-def _check_data(run: Path, release: Path) -> None:
-    """Refuse a run that was trained on another simulation than the present one."""
-    facts = json.loads((run / BEST).with_suffix(".json").read_text(encoding="utf-8"))
-    trained_on = facts["data"].get("simulation")
-    present = describe_release(release).get("simulation")
-    if trained_on != present:
-        raise RunError(
-            f"{run} was trained on the simulation {trained_on}, but {release} holds "
-            f"{present}. Give another folder for the runs, or delete this one."
-        )
-
-
 def _of(run: Path, release: Path) -> dict[str, str]:
     """What an answer depends on: the data, the networks, and how they are used."""
     files = [run / stage / BEST for stage in STAGES]
-    files.append((run / BEST).with_suffix(".json"))
+    files.append(facts_file(run))
     digests = "".join(digest_of(file)[:4] for file in files)
     return {
         "simulation": str(describe_release(release).get("simulation")),
@@ -272,13 +260,8 @@ def _of(run: Path, release: Path) -> dict[str, str]:
 def _once(
     file: Path, of: dict[str, Any], measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the file holds about this; measured and written where it does not."""
-    if file.is_file():
-        stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if stored.pop("of", None) == of:
-            return stored
-    write_json_atomic(file, {**measure(), "of": of})
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    """`medimg_utils.labs.once`, without what it is about: the result says that once."""
+    found = once(file, of, measure)
     del found["of"]
     return found
 

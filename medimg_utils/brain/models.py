@@ -347,10 +347,10 @@ def fix_statistics(network: UnpaddedUNet, patches: Sequence[Tensor]) -> Unpadded
 
 
 def fuse(network: UnpaddedUNet) -> UnpaddedUNet:
-    """A copy in which each convolution does the work of the fixed norm behind it.
+    r"""A copy in which each convolution does the work of the fixed norm behind it.
 
-    $w' = w / \\sqrt{\\sigma^2 + \\epsilon}$, $b' = (b - \\mu) / \\sqrt{\\sigma^2 +
-    \\epsilon}$. For prediction only; equal up to rounding.
+    $w' = w / \sqrt{\sigma^2 + \epsilon}$, $b' = (b - \mu) / \sqrt{\sigma^2 +
+    \epsilon}$. For prediction only; equal up to rounding.
     """
     fused = UnpaddedUNet(network.head.in_channels, FixedNorm)
     fused.load_state_dict(network.state_dict())

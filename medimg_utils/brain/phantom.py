@@ -87,12 +87,12 @@ LOCATIONS = (
 class Template:
     """The prepared template.
 
-    Attributes
-    ----------
-    fine: ``(C, X, Y, Z)`` on a grid of 1 mm, one channel for each of :data:`CHANNELS`.
-    origin: ``(3,)`` MNI mm of voxel (0, 0, 0) of both grids.
-    directions: ``(6, A, B, C)`` on a grid of :data:`COARSE`: normal and widening.
-    locations: ``(A, B, C)`` indices into :data:`LOCATIONS` on that grid.
+    Attributes:
+        fine: ``(C, X, Y, Z)`` on a grid of 1 mm, one channel for each of
+            :data:`CHANNELS`.
+        origin: ``(3,)`` MNI mm of voxel (0, 0, 0) of both grids.
+        directions: ``(6, A, B, C)`` on a grid of :data:`COARSE`: normal and widening.
+        locations: ``(A, B, C)`` indices into :data:`LOCATIONS` on that grid.
     """
 
     fine: Tensor
@@ -117,10 +117,8 @@ class Template:
 def prepare(data_dir: Path | None = None) -> None:
     """Fetch and prepare the template, unless it is in the cache: a minute, 1.5 GiB.
 
-    Raises
-    ------
-    AnatomyError
-        The template cannot be fetched.
+    Raises:
+        AnatomyError: the template cannot be fetched.
     """
     file = _prepared_file(data_dir)
     if not file.exists():
@@ -502,17 +500,16 @@ def _locations(
 class Patient:
     """A person and what makes this brain differ from the template.
 
-    Attributes
-    ----------
-    age: in years.
-    sex: ``"F"`` or ``"M"``.
-    scale: of the template along each axis.
-    degrees: rotation about each axis; what registration to an atlas leaves.
-    widening: mm by which the walls of the ventricles are moved outward.
-    atrophy: added to the level at which cortex ends and CSF begins.
-    folding: strength of the noise that moves gyri and sulci.
-    lesions: load of age-related white-matter lesions, 0 to 1.
-    seed: of the shape.
+    Attributes:
+        age: in years.
+        sex: ``"F"`` or ``"M"``.
+        scale: of the template along each axis.
+        degrees: rotation about each axis; what registration to an atlas leaves.
+        widening: mm by which the walls of the ventricles are moved outward.
+        atrophy: added to the level at which cortex ends and CSF begins.
+        folding: strength of the noise that moves gyri and sulci.
+        lesions: load of age-related white-matter lesions, 0 to 1.
+        seed: of the shape.
     """
 
     age: float
@@ -560,10 +557,9 @@ def coarse_points() -> Tensor:
 class Pose:
     """Where each point of a patient lies in the template.
 
-    Attributes
-    ----------
-    pull: ``(3, A, B, C)`` MNI mm on the grid of :func:`coarse_points`.
-    folds: ``(A, B, C)`` what is added to the cortical potential there.
+    Attributes:
+        pull: ``(3, A, B, C)`` MNI mm on the grid of :func:`coarse_points`.
+        folds: ``(A, B, C)`` what is added to the cortical potential there.
     """
 
     pull: Tensor
@@ -572,9 +568,8 @@ class Pose:
     def moved(self, displacement: Tensor) -> Pose:
         """The pose after tissue moved: what is at ``p`` came from ``p - displacement``.
 
-        Parameters
-        ----------
-        displacement: ``(3, A, B, C)`` in mm on the coarse grid.
+        Args:
+            displacement: ``(3, A, B, C)`` in mm on the coarse grid.
         """
         points = coarse_points()
         fields = torch.cat([self.pull, self.folds[None]])
@@ -623,14 +618,12 @@ def pose(template: Template, patient: Patient) -> Pose:
 def refine(coarse: Tensor, axes: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """Fields of the coarse grid on a fine one, by cubic convolution (Keys 1981).
 
-    Parameters
-    ----------
-    coarse: ``(C, A, B, C)`` on the grid of :func:`coarse_points`.
-    axes: coordinates of the fine grid along x, y and z in mm.
+    Args:
+        coarse: ``(C, A, B, C)`` on the grid of :func:`coarse_points`.
+        axes: coordinates of the fine grid along x, y and z in mm.
 
-    Returns
-    -------
-    Tensor ``(C, X, Y, Z)``.
+    Returns:
+        Tensor ``(C, X, Y, Z)``.
     """
     for dim, (axis, low) in enumerate(zip(axes, LOW, strict=True), start=1):
         weights = _cubic((axis - low) / COARSE, coarse.shape[dim])
@@ -662,10 +655,9 @@ def _cubic(positions: Tensor, size: int) -> Tensor:
 class Tissues:
     """Shares of tissue at some points; ``csf + grey + white`` is 1.
 
-    Attributes
-    ----------
-    csf, grey, white: shares, ``(...)``.
-    at: the channels of the template at these points, by name.
+    Attributes:
+        csf, grey, white: shares, ``(...)``.
+        at: the channels of the template at these points, by name.
     """
 
     csf: Tensor
@@ -683,11 +675,10 @@ def sample_tissues(
 ) -> Tissues:
     """Tissues at template points.
 
-    Parameters
-    ----------
-    mni: ``(..., 3)`` in MNI mm.
-    folds: ``(...)`` noise of the cortical potential.
-    spacing: of the points in mm: how much of a boundary a voxel averages over.
+    Args:
+        mni: ``(..., 3)`` in MNI mm.
+        folds: ``(...)`` noise of the cortical potential.
+        spacing: of the points in mm: how much of a boundary a voxel averages over.
     """
     at = template.at(mni, *CHANNELS)
     cortex = at["potential"] + folds * (1 - 0.6 * at["cerebellum"])

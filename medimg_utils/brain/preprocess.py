@@ -39,9 +39,9 @@ Box = tuple[slice, slice, slice]
 
 
 def standardise(volume: NDArray[np.float32]) -> NDArray[np.float32]:
-    """z-score over the voxels that are not 0; the background stays 0.
+    r"""z-score over the voxels that are not 0; the background stays 0.
 
-    $z = (\\min(\\max(x, l), u) - \\mu) / \\sigma$ with mean and standard deviation of the
+    $z = (\min(\max(x, l), u) - \mu) / \sigma$ with mean and standard deviation of the
     limited values. Some real FLAIR volumes hold single voxels of 32767, which would press
     all tissue together. So the limits l and u are the percentiles 0.1 and 99.9 of those
     values that lie within eight interquartile ranges of the quartiles.

@@ -37,25 +37,25 @@ MODALITIES = ("flair", "t1", "t1ce", "t2")
 class Acquisition:
     """How one image is taken.
 
-    Attributes
-    ----------
-    sequence: with its times.
-    axis: across the slices: 0 sagittal, 1 coronal, 2 axial.
-    thickness, distance: of the slices in mm, their middles apart; 1 and 1 is a volume scan.
-    blur: standard deviation in mm of the blur in the plane.
-    matrix: share of k-space that is acquired, 0 to 1; below 1, edges ring.
-    noise: standard deviation relative to the mean of the brain.
-    bias: strength of the shading, see :func:`medimg_utils.physics.mr.bias_field`.
-    gamma: exponent of the grey values: what the chain behind the scanner does.
-    level: grey value of the mean of the brain.
-    shift: mm along each axis that registration leaves.
-    ghost: height of ghosts; 0 is none.
-    missing: share of the height of the brain, at its lower end (or, negative, its upper),
-        that the scan left out.
-    outliers: number of voxels with absurd values.
-    flow: signal of flowing blood, relative to blood at rest.
-    unsuppressed: signal of the rim of the brain, relative to the mean; FLAIR only.
-    seed: of what is random in the image.
+    Attributes:
+        sequence: with its times.
+        axis: across the slices: 0 sagittal, 1 coronal, 2 axial.
+        thickness, distance: of the slices in mm, their middles apart; 1 and 1 is a
+            volume scan.
+        blur: standard deviation in mm of the blur in the plane.
+        matrix: share of k-space that is acquired, 0 to 1; below 1, edges ring.
+        noise: standard deviation relative to the mean of the brain.
+        bias: strength of the shading, see :func:`medimg_utils.physics.mr.bias_field`.
+        gamma: exponent of the grey values: what the chain behind the scanner does.
+        level: grey value of the mean of the brain.
+        shift: mm along each axis that registration leaves.
+        ghost: height of ghosts; 0 is none.
+        missing: share of the height of the brain, at its lower end (or, negative, its
+            upper), that the scan left out.
+        outliers: number of voxels with absurd values.
+        flow: signal of flowing blood, relative to blood at rest.
+        unsuppressed: signal of the rim of the brain, relative to the mean; FLAIR only.
+        seed: of what is random in the image.
     """
 
     sequence: Sequence
@@ -81,13 +81,13 @@ class Acquisition:
 class Protocol:
     """One examination: the scanner, the tissues in it, and four acquisitions.
 
-    Attributes
-    ----------
-    field: 1.5 or 3 T.
-    tissues: by name, with this patient's relaxation times.
-    agent: concentration of the contrast agent in mmol/l, by where it is.
-    water: how much water oedema holds; 1 is the tissue ``brain oedema`` of the table.
-    acquisitions: by modality.
+    Attributes:
+        field: 1.5 or 3 T.
+        tissues: by name, with this patient's relaxation times.
+        agent: concentration of the contrast agent in mmol/l, by where it is.
+        water: how much water oedema holds; 1 is the tissue ``brain oedema`` of the
+            table.
+        acquisitions: by modality.
     """
 
     field: float
@@ -113,9 +113,8 @@ _NAMES = {
 def random_protocol(permeability: float, generator: np.random.Generator) -> Protocol:
     """Draw a scanner, its sequences, and the patient's relaxation times.
 
-    Parameters
-    ----------
-    permeability: contrast agent in the enhancing tumour, mmol/l.
+    Args:
+        permeability: contrast agent in the enhancing tumour, mmol/l.
     """
     field = float(generator.choice([1.5, 3.0], p=[0.55, 0.45]))
 
@@ -238,8 +237,7 @@ def _outliers(generator: np.random.Generator) -> int:
 
 
 def _flow(name: str, flip: float | None, generator: np.random.Generator) -> float:
-    """Blood that flows leaves a spin echo before it is read out, and enters a gradient
-    echo fresh."""
+    """Signal of flowing blood: it leaves a spin echo, and enters a gradient echo fresh."""
     if name == "t1ce":
         return generator.uniform(0.75, 1.0)
     if name == "t1":

@@ -38,12 +38,12 @@ from medimg_utils.brain.tumour import (
     random_glioma,
 )
 from medimg_utils.errors import InputError
-from medimg_utils.io import atomic_path, to_json, write_text_atomic
+from medimg_utils.io import atomic_path, write_text_atomic
 from medimg_utils.settings import Settings, get_settings
 from medimg_utils.simulation import (
     Part,
     choose_plan,
-    needs_work,
+    find_parts,
     remove_older,
     write_in_parts,
 )
@@ -63,19 +63,18 @@ class Survival:
     at least ``least``; the days are the mean times a log-normal factor of mean 1.  So a
     linear regression finds the coefficients without bias.
 
-    Attributes
-    ----------
-    typical: mean of a patient of 60 years, with the median tumour of real cases, a part
-        of which was left behind.
-    age: days per year.
-    distance: days per mm between the centroids of tumour and brain.
-    core, oedema, enhancing: days per cm³ of label 1, 2 and 4.
-    gross_total: days that the removal of all that enhances adds.
-    scatter: standard deviation of the logarithm of the factor.
-    least: lowest mean.
-    gross_total_rate, known_rate: share of patients in whom all was removed, and of
-        patients whose resection is in the table.
-    listed_rate: share of high-grade patients with survival in the table.
+    Attributes:
+        typical: mean of a patient of 60 years, with the median tumour of real cases, a
+            part of which was left behind.
+        age: days per year.
+        distance: days per mm between the centroids of tumour and brain.
+        core, oedema, enhancing: days per cm³ of label 1, 2 and 4.
+        gross_total: days that the removal of all that enhances adds.
+        scatter: standard deviation of the logarithm of the factor.
+        least: lowest mean.
+        gross_total_rate, known_rate: share of patients in whom all was removed, and of
+            patients whose resection is in the table.
+        listed_rate: share of high-grade patients with survival in the table.
     """
 
     typical: float = 390.0
@@ -114,14 +113,13 @@ class Survival:
 class Simulation:
     """Everything that decides what a simulated release contains.
 
-    Attributes
-    ----------
-    patients: number of patients.
-    seed: of all that is random.
-    spacing: of the voxels in mm; 1 as in BraTS, up to 4.
-    lgg_rate: share of low-grade gliomas.
-    images: False writes the tables alone: a large cohort for survival in less time.
-    survival: the model of survival.
+    Attributes:
+        patients: number of patients.
+        seed: of all that is random.
+        spacing: of the voxels in mm; 1 as in BraTS, up to 4.
+        lgg_rate: share of low-grade gliomas.
+        images: False writes the tables alone: a large cohort for survival in less time.
+        survival: the model of survival.
     """
 
     patients: int
@@ -152,25 +150,19 @@ def simulate_release(
 ) -> Path:
     """Write a simulated release; go on where an interrupted call stopped.
 
-    Parameters
-    ----------
-    out: folder to write; created.
-    plan: what to simulate.
-    workers: processes, each of about 1.5 GiB at 1 mm; one a CPU core by default.
-    data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
-    progress: show a progress bar.
+    Args:
+        out: folder to write; created.
+        plan: what to simulate.
+        workers: processes, each of about 1.5 GiB at 1 mm; one a CPU core by default.
+        data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
+        progress: show a progress bar.
 
-    Returns
-    -------
-    pathlib.Path
+    Returns:
         ``out``.
 
-    Raises
-    ------
-    InputError
-        ``out`` holds something else, or a simulation with other settings.
-    AnatomyError
-        The anatomy cannot be fetched.
+    Raises:
+        InputError: ``out`` holds something else, or a simulation with other settings.
+        AnatomyError: the anatomy cannot be fetched.
     """
     return _write(
         out, plan, asdict(plan), range(plan.patients), workers, data_dir, progress
@@ -191,31 +183,20 @@ def simulate_cases(
     A simulated patient follows from the seed, so a few of a large release can be had
     without the rest: the files are those that :func:`simulate_release` writes.
 
-    Parameters
-    ----------
-    out: folder to write; created.
-    plan: of the whole release.
-    case_ids: of the wanted patients.
-    workers, data_dir, progress: see :func:`simulate_release`.
+    Args:
+        out: folder to write; created.
+        plan: of the whole release.
+        case_ids: of the wanted patients.
+        workers, data_dir, progress: see :func:`simulate_release`.
 
-    Returns
-    -------
-    pathlib.Path
+    Returns:
         ``out``.
 
-    Raises
-    ------
-    InputError
-        The release holds no patient of such a name.
+    Raises:
+        InputError: the release holds no patient of such a name.
     """
     owner = {_case_id(plan, index): index for index in range(plan.patients)}
-    unknown = sorted(set(case_ids) - set(owner))
-    if unknown or not case_ids:
-        raise InputError(
-            f"{len(unknown)} of {len(case_ids)} cases are not of this simulation, e.g. "
-            f"{next(iter(unknown), 'none was named')}; it has other settings"
-        )
-    indices = sorted({owner[name] for name in case_ids})
+    indices = find_parts(case_ids, owner, "cases")
     settings = {**asdict(plan), "written": indices}
     return _write(out, plan, settings, indices, workers, data_dir, progress)
 
@@ -229,9 +210,6 @@ def _write(
     data_dir: Path | None,
     progress: bool,
 ) -> Path:
-    if not needs_work(out, to_json(settings), workers):
-        return out
-    prepare(data_dir)
     grades = _grades(plan)
     parts = [
         Part(f"{index:06d}", (plan, index, grades[index], out, data_dir))
@@ -239,10 +217,11 @@ def _write(
     ]
     write_in_parts(
         out,
-        to_json(settings),
+        settings,
         parts,
         _simulate_patient,
         lambda rows: _finish(out, rows),
+        prepare=lambda: prepare(data_dir),
         workers=workers,
         progress=progress,
         title="simulating brain tumours",
@@ -251,21 +230,29 @@ def _write(
     return out
 
 
-def ensure_release(size: str, settings: Settings | None = None) -> Path:
+def ensure_release(
+    size: str, settings: Settings | None = None, *, progress: bool = True
+) -> Path:
     """The simulated release of a run size, made on first use: :data:`RELEASES`.
 
-    What an older :data:`VERSION` of the simulation left there is made anew.
+    What an older :data:`VERSION` of the simulation made of the same plan is made anew.
 
-    Returns
-    -------
-    pathlib.Path
+    Args:
+        size: name of the plan.
+        settings: of the run; those of the environment by default.
+        progress: show a progress bar.
+
+    Returns:
         ``MEDIMG_DATA/brain-<size>``.
+
+    Raises:
+        InputError: there is no such plan, or the folder holds something else.
     """
     plan = choose_plan(RELEASES, size)
     data = (settings or get_settings()).data
     out = data / f"brain-{size}"
     remove_older(out, asdict(plan), FILES)
-    return simulate_release(out, plan, data_dir=data)
+    return simulate_release(out, plan, data_dir=data, progress=progress)
 
 
 #: Releases of the run sizes.  Each holds other patients: those of ``lab-choice`` choose

@@ -66,19 +66,18 @@ _SEED_DISTANCE = (44.0, 7.0)
 class Glioma:
     """What a tumour is to become.
 
-    Attributes
-    ----------
-    grade: ``"HGG"`` or ``"LGG"``.
-    pattern: ``"ring"`` enhances around a necrotic centre, ``"solid"`` in patches,
-        ``"none"`` not or hardly.
-    whole, core, enhancing: volumes in cm³: all labels, labels 1 and 4, label 4.
-    foci: seeds that lie close together and give one lobed core.
-    satellites: seeds further away.
-    expansion: relative growth in volume of the tissue in the core: the mass effect.
-    fluid: how liquid label 1 is, 0 (solid tumour) to 1 (cyst).
-    bleeding: share of label 1 that holds old blood, 0 to 1.
-    permeability: concentration of contrast agent in the enhancing part, mmol/l.
-    seed: of place and shape.
+    Attributes:
+        grade: ``"HGG"`` or ``"LGG"``.
+        pattern: ``"ring"`` enhances around a necrotic centre, ``"solid"`` in patches,
+            ``"none"`` not or hardly.
+        whole, core, enhancing: volumes in cm³: all labels, labels 1 and 4, label 4.
+        foci: seeds that lie close together and give one lobed core.
+        satellites: seeds further away.
+        expansion: relative growth in volume of the tissue in the core: the mass effect.
+        fluid: how liquid label 1 is, 0 (solid tumour) to 1 (cyst).
+        bleeding: share of label 1 that holds old blood, 0 to 1.
+        permeability: concentration of contrast agent in the enhancing part, mmol/l.
+        seed: of place and shape.
     """
 
     grade: str
@@ -141,12 +140,12 @@ def random_glioma(grade: str, generator: np.random.Generator) -> Glioma:
 class Growth:
     """How a tumour grew, on the coarse grid, after the tissue was displaced.
 
-    Attributes
-    ----------
-    core, oedema: ``(A, B, C)`` mm to the front, positive inside; exact near it only.
-    displacement: ``(3, A, B, C)`` in mm: where tissue went.
-    location: name of the place of the first seed, from :data:`.phantom.LOCATIONS`.
-    side: ``"right"`` or ``"left"``, of the first seed.
+    Attributes:
+        core, oedema: ``(A, B, C)`` mm to the front, positive inside; exact near it
+            only.
+        displacement: ``(3, A, B, C)`` in mm: where tissue went.
+        location: name of the place of the first seed, from :data:`.phantom.LOCATIONS`.
+        side: ``"right"`` or ``"left"``, of the first seed.
     """
 
     core: Tensor
@@ -305,17 +304,17 @@ def spread(
     Explicit steps on the coarse grid, in a box that follows the front.  Between voxels
     counts the harmonic mean of their diffusivities, so that nothing enters CSF.
 
-    Parameters
-    ----------
-    diffusivity: ``(A, B, C)`` in mm²/unit of time, 0 where nothing can go.
-    walls: for each axis the openness, 0 to 1, of the links to the next voxel.
-    rate: ``(A, B, C)`` of proliferation, 1/unit of time.
-    starts: masks to start from, and when: in mm that the front has gone in white matter.
-    volume: in cm³; stop when the front encloses that, or cannot go on.
+    Args:
+        diffusivity: ``(A, B, C)`` in mm²/unit of time, 0 where nothing can go.
+        walls: for each axis the openness, 0 to 1, of the links to the next voxel.
+        rate: ``(A, B, C)`` of proliferation, 1/unit of time.
+        starts: masks to start from, and when: in mm that the front has gone in white
+            matter.
+        volume: in cm³; stop when the front encloses that, or cannot go on.
 
-    Returns
-    -------
-    Tensor ``(A, B, C)``: time at which ``c`` exceeds 0.4; infinite where it never does.
+    Returns:
+        Tensor ``(A, B, C)``: time at which ``c`` exceeds 0.4; infinite where it never
+        does.
     """
     rate = rate * (diffusivity > 0)
     speed = 2 * math.sqrt(float(diffusivity.max()))
@@ -418,13 +417,11 @@ def push_aside(source: Tensor, tissues: Tissues, walls: list[Tensor]) -> Tensor:
     The sink is CSF, the nearer the more; it takes as much as the source gives, but no
     more than two thirds of itself, and the source is limited to that.
 
-    Parameters
-    ----------
-    source: ``(A, B, C)`` relative growth in volume.
+    Args:
+        source: ``(A, B, C)`` relative growth in volume.
 
-    Returns
-    -------
-    Tensor ``(3, A, B, C)`` in mm.
+    Returns:
+        Tensor ``(3, A, B, C)`` in mm.
     """
     coarser = 2 * COARSE
     brain = _pool((tissues.at["surface"] > -2.5).float()) > 0.5
@@ -540,13 +537,13 @@ def _smooth(field: Tensor) -> Tensor:
 class Lesion:
     """A tumour on the grid of the image, in a box of it.
 
-    Attributes
-    ----------
-    box: slices of the box in the volume.
-    label: ``(X, Y, Z)`` uint8: 0, 1 necrotic or not enhancing, 2 oedema, 4 enhancing.
-    core, enhancing, liquid, oedema, blood: ``(X, Y, Z)`` shares or degrees, 0 to 1:
-        of core in the voxel; of the core: enhancing, liquid and filled with old blood;
-        of oedema in the tissue.
+    Attributes:
+        box: slices of the box in the volume.
+        label: ``(X, Y, Z)`` uint8: 0, 1 necrotic or not enhancing, 2 oedema, 4
+            enhancing.
+        core, enhancing, liquid, oedema, blood: ``(X, Y, Z)`` shares or degrees, 0 to 1:
+            of core in the voxel; of the core: enhancing, liquid and filled with old
+            blood; of oedema in the tissue.
     """
 
     box: tuple[slice, slice, slice]
@@ -567,12 +564,11 @@ def compose(
 ) -> Lesion:
     """Sub-regions of a grown tumour, with the volumes that were wished for.
 
-    Parameters
-    ----------
-    fronts: mm to the front of core and oedema, ``(X, Y, Z)``, positive inside.
-    tissues: of the whole volume ``(X, Y, Z)``.
-    inside: ``(X, Y, Z)`` bool, the voxels that will be seen.
-    spacing: of the voxels in mm.
+    Args:
+        fronts: mm to the front of core and oedema, ``(X, Y, Z)``, positive inside.
+        tissues: of the whole volume ``(X, Y, Z)``.
+        inside: ``(X, Y, Z)`` bool, the voxels that will be seen.
+        spacing: of the voxels in mm.
     """
     generator = torch.Generator().manual_seed(glioma.seed ^ 0x5EED)
     reach = (torch.maximum(*fronts) > -8) & inside

@@ -36,9 +36,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from medimg_utils import pretrained, results
+from medimg_utils import pretrained
 from medimg_utils.errors import InputError
-from medimg_utils.experiments import choose, device_name, setting
+from medimg_utils.experiments import (
+    choose,
+    facts_of_run,
+    provenance,
+    raise_failures,
+    setting,
+)
 from medimg_utils.geometry import Geometry
 from medimg_utils.io import atomic_path, to_json, write_json_atomic
 from medimg_utils.knee import localise, rehearsal
@@ -393,13 +399,13 @@ def train(
     digests = {
         name: [exam.digest() for exam in side] for name, side in sides._asdict().items()
     }
-    facts = {
-        "experiment": asdict(chosen),
-        "fold": fold,
-        "seed": seed,
-        "data": describe_data(data, sides.train + sides.validation),
-        "exams": digests,
-    }
+    facts = facts_of_run(
+        chosen,
+        fold=fold,
+        seed=seed,
+        data=describe_data(data, sides.train + sides.validation),
+        exams=digests,
+    )
     parts = parts_of(chosen, sides.train[0])
     standardisers = {
         series: learn_landmarks(sides.train, series, progress)
@@ -471,10 +477,9 @@ def train(
             ),
             "auc": {name: series_auc(rows) for name, rows in cases.items()},
             "held_out": cases["validation"],
-            "about": results.provenance(
-                size=chosen.size,
+            "about": provenance(
+                chosen,
                 data=facts["data"],
-                device=device_name(),
                 seed=seed,
                 n={name: len(side) for name, side in sides._asdict().items()},
             ),
@@ -1013,10 +1018,9 @@ def evaluate(
         if facts is not None
         else None,
         "subgroups": subgroups(cases, facts, way) if facts is not None else None,
-        "about": results.provenance(
-            size=loaded.experiment.size,
+        "about": provenance(
+            loaded.experiment,
             data=describe_data(data, exams),
-            device=device_name(),
             seed=loaded.facts["seed"],
             n=len(exams),
         ),
@@ -1136,11 +1140,7 @@ def predict(
         }
         write_json_atomic(out / f"{exam.exam_id}.json", answer)
         answers.append(to_json(answer))
-    if failures:
-        raise VolumeError(
-            f"{len(failures)} of {len(exams)} exams could not be used, the others were "
-            "written: " + " | ".join(failures)
-        )
+    raise_failures(failures, len(exams), "exams", VolumeError)
     return answers
 
 

@@ -32,12 +32,11 @@ Mixture = Mapping[str, float]
 class Material:
     """What fills a voxel.
 
-    Attributes
-    ----------
-    mixture: shares of the tissues of :data:`medimg_utils.physics.mr.TISSUES`; what is
-        missing to 1 gives no signal.
-    texture: ``"marrow"``, ``"muscle"`` or ``""``.
-    shows: bits of the diagnoses: 1 abnormal, 2 ACL, 4 meniscus.
+    Attributes:
+        mixture: shares of the tissues of :data:`medimg_utils.physics.mr.TISSUES`; what
+            is missing to 1 gives no signal.
+        texture: ``"marrow"``, ``"muscle"`` or ``""``.
+        shows: bits of the diagnoses: 1 abnormal, 2 ACL, 4 meniscus.
     """
 
     mixture: tuple[tuple[str, float], ...]
@@ -96,12 +95,11 @@ MATERIALS: dict[int, Material] = {
 class Finding:
     """One thing to be found.
 
-    Attributes
-    ----------
-    diagnosis: of :data:`DIAGNOSES`; empty for what only looks like a finding.
-    kind: e.g. ``"complete"`` for a ligament, ``"radial"`` for a meniscus.
-    grade: severity, 0 (barely visible) to 1.
-    where: side or place, for findings that have one.
+    Attributes:
+        diagnosis: of :data:`DIAGNOSES`; empty for what only looks like a finding.
+        kind: e.g. ``"complete"`` for a ligament, ``"radial"`` for a meniscus.
+        grade: severity, 0 (barely visible) to 1.
+        where: side or place, for findings that have one.
     """
 
     diagnosis: str
@@ -114,11 +112,10 @@ class Finding:
 class Canvas:
     """A knee while findings are painted on it.
 
-    Attributes
-    ----------
-    knee: the healthy anatomy; not changed.
-    codes: ``(X, Y, Z)`` uint8 on :data:`.phantom.GRID`, a copy.
-    materials: of each code in use.
+    Attributes:
+        knee: the healthy anatomy; not changed.
+        codes: ``(X, Y, Z)`` uint8 on :data:`.phantom.GRID`, a copy.
+        materials: of each code in use.
     """
 
     knee: Knee
@@ -189,10 +186,9 @@ def random_findings(
 ) -> list[Finding]:
     """Findings that give an exam its labels, and what only looks like one.
 
-    Parameters
-    ----------
-    labels: 0 or 1 for each of :data:`DIAGNOSES`.
-    age: in years; degeneration grows with it.
+    Args:
+        labels: 0 or 1 for each of :data:`DIAGNOSES`.
+        age: in years; degeneration grows with it.
     """
     draw = generator.random
 

@@ -38,13 +38,12 @@ _WIDTH, _DEPTH = 76.0, 52.0
 class Meniscus:
     """Where each voxel of a meniscus lies in it.
 
-    Attributes
-    ----------
-    voxels: ``(N, 3)`` indices on :data:`GRID`.
-    angle: 0 at the anterior root, 1 at the posterior root.
-    radius: 0 at the free edge, 1 at the periphery.
-    height: 0 at the tibial surface, 1 at the femoral one.
-    thickness: of the meniscus at that place in mm.
+    Attributes:
+        voxels: ``(N, 3)`` indices on :data:`GRID`.
+        angle: 0 at the anterior root, 1 at the posterior root.
+        radius: 0 at the free edge, 1 at the periphery.
+        height: 0 at the tibial surface, 1 at the femoral one.
+        thickness: of the meniscus at that place in mm.
     """
 
     voxels: NDArray[np.int16]
@@ -74,10 +73,9 @@ def label_map(name: str) -> str:
 def read_hard_tissue(name: str, data_dir: Path | None) -> HardTissue:
     """Bones, cartilage and menisci of an anatomy: half a minute on one core.
 
-    Parameters
-    ----------
-    name: ``"knee1"`` to ``"knee3"``.
-    data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
+    Args:
+        name: ``"knee1"`` to ``"knee3"``.
+        data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
     """
     labels, spacing = anatomy.read_volume(label_map(name), data_dir)
     medial, lateral = (
@@ -295,10 +293,9 @@ def make_meniscus(masks: dict[str, NDArray[np.bool_]], side: str) -> NDArray[np.
     underside lies on the tibia, its upper side follows the femur, and where both are far
     apart its height falls linearly to the free edge.
 
-    Parameters
-    ----------
-    masks: ``"femur"``, ``"tibia"`` and the cartilages on :data:`GRID`.
-    side: ``"medial"`` or ``"lateral"``.
+    Args:
+        masks: ``"femur"``, ``"tibia"`` and the cartilages on :data:`GRID`.
+        side: ``"medial"`` or ``"lateral"``.
     """
     middle, away = _compartment(masks, side)
     distance, angle = _polar(middle, away)

@@ -9,26 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from medimg_utils import pretrained, results
 from medimg_utils.experiments import describe
-from medimg_utils.io import to_json, write_json_atomic
+from medimg_utils.io import to_json
 from medimg_utils.knee.dataset import DIAGNOSES
 from medimg_utils.knee.experiment import Experiment, evaluate, train
-from medimg_utils.knee.simulate import (
-    FILES,
-    HELD_OUT,
-    LAB_TESTS,
-    ensure_release,
-    simulate_release,
-)
+from medimg_utils.knee.simulate import HELD_OUT, LAB_TESTS, ensure_release
+from medimg_utils.labs import check_data, facts_file, once, read_facts
 from medimg_utils.release import describe_release, digest_of
-from medimg_utils.settings import get_settings
-from medimg_utils.simulation import remove_older
-from medimg_utils.training import BEST, RunError, read_log
+from medimg_utils.training import BEST, read_log
 
 NAME = "knee-lab"
 HEADLINE = "unseen-patients"
@@ -55,33 +47,23 @@ def run_lab(
     Raises:
         RunError: ``runs`` holds a run that was trained on other data.
     """
-    data = get_settings().data
-    release = ensure_release("lab")
-    present = describe_release(release)["simulation"]
+    release = ensure_release("lab", progress=progress)
     facts = {}
     for fold in folds:
         run = runs / f"{NAME}-fold{fold}"
-        stored = (run / BEST).with_suffix(".json")
-        if not stored.is_file():
+        if not facts_file(run).is_file():
             train(release, run, "lab", fold=fold, resume=True, progress=progress)
-        facts[str(fold)] = json.loads(stored.read_text(encoding="utf-8"))
-        trained_on = facts[str(fold)]["data"].get("simulation")
-        if trained_on != present:
-            raise RunError(
-                f"{run} was trained on the simulation {trained_on}, but {release} holds "
-                f"{present}. Give another folder for the runs, or delete this one."
-            )
+        check_data(run, release)
+        facts[str(fold)] = read_facts(run)
     shipped = runs / f"{NAME}-fold{folds[0]}"
     first = facts[str(folds[0])]
-    weights = shipped / BEST
-    about = weights.with_suffix(".json")
-    pretrained.store(NAME, {None: weights}, about, leave_out=["held_out"])
+    pretrained.store(
+        NAME, {None: shipped / BEST}, facts_file(shipped), leave_out=["held_out"]
+    )
     tests = {}
-    for name, plan in LAB_TESTS.items():
-        folder = data / f"{NAME}-{name}"
-        remove_older(folder, asdict(plan), FILES)
-        folder = simulate_release(folder, plan, data_dir=data, progress=progress)
-        tests[name] = _once(shipped / f"{name}.json", folder, progress)
+    for name in LAB_TESTS:
+        other = ensure_release(f"lab-{name}", progress=progress)
+        tests[name] = _evaluate_once(shipped / f"{name}.json", other, progress)
     minutes = sum(part["minutes"] for part in first["parts"])
     unseen = tests[HEADLINE]
     result = {
@@ -127,25 +109,21 @@ def run_lab(
     return result
 
 
-def _once(file: Path, folder: Path, progress: bool) -> dict[str, Any]:
+def _evaluate_once(file: Path, release: Path, progress: bool) -> dict[str, Any]:
     """Evaluate, unless the answer for the shipped networks and these data is stored.
 
     Returns:
         The answer with a short row per exam.
     """
-    release = folder / "MRNet-v1.0"
     of = {
         "simulation": describe_release(release)["simulation"],
         "networks": digest_of(pretrained.find(NAME)),
     }
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if stored.get("of") != of:
-        truth_file = folder / "simulation-truth.json"
-        found = evaluate(release, "lab", truth=truth_file, progress=progress)
-        stored = {**found, "of": of}
-        write_json_atomic(file, stored)
-    answer = to_json(stored)
-    truth = json.loads((folder / "simulation-truth.json").read_text(encoding="utf-8"))
+    known = release.parent / "simulation-truth.json"
+    answer = once(
+        file, of, lambda: evaluate(release, "lab", truth=known, progress=progress)
+    )
+    truth = json.loads(known.read_text(encoding="utf-8"))
     del answer["experiment"]  # stored once, as settings
     way = answer["combination"]
     answer["cases"] = [

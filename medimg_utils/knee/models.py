@@ -168,8 +168,11 @@ class MRNet(nn.Module):
         return self._classify(torch.stack([part.amax(dim=0) for part in parts]))
 
     def _classify(self, pooled: Tensor) -> Tensor:
-        """(..., C) → (..., outputs). Not `nn.Linear`: autocast would round logits to
-        bfloat16, and two exams in three hundred would share a score."""
+        """(..., C) → (..., outputs).
+
+        Not `nn.Linear`: autocast would round logits to bfloat16, and two exams in three
+        hundred would share a score.
+        """
         scaled = (pooled - self.mean) / self.spread
         weight, bias = self.classifier.weight.float(), self.classifier.bias.float()
         return (scaled[..., None, :] * weight).sum(-1) + bias

@@ -33,14 +33,13 @@ VERSION = 4
 class Knee:
     """One prepared anatomy with one habitus, on :data:`GRID`.
 
-    Attributes
-    ----------
-    codes: ``(X, Y, Z)`` uint8, of :class:`Code`.
-    fill: ``(X, Y, Z)`` uint8; in :data:`SPACES` 1 where fluid collects first to 255
-        where it does last, 0 elsewhere.
-    menisci: ``"medial"`` and ``"lateral"``.
-    landmarks: points in mm.
-    spaces: flat indices of the voxels in :data:`SPACES`: a fiftieth of all.
+    Attributes:
+        codes: ``(X, Y, Z)`` uint8, of :class:`Code`.
+        fill: ``(X, Y, Z)`` uint8; in :data:`SPACES` 1 where fluid collects first to 255
+            where it does last, 0 elsewhere.
+        menisci: ``"medial"`` and ``"lateral"``.
+        landmarks: points in mm.
+        spaces: flat indices of the voxels in :data:`SPACES`: a fiftieth of all.
     """
 
     name: str
@@ -69,12 +68,10 @@ def prepare(
     An anatomy takes about ten seconds on one core, each habitus of it seven more, and
     3 GiB.
 
-    Raises
-    ------
-    InputError
-        A name is not one of :data:`ANATOMIES`, or a habitus not one of ``HABITUS``.
-    AnatomyError
-        A label map cannot be fetched.
+    Raises:
+        InputError: a name is not one of :data:`ANATOMIES`, or a habitus not one of
+            ``HABITUS``.
+        AnatomyError: a label map cannot be fetched.
     """
     names, builds = list(names), list(habitus)
     for name in names:

@@ -44,12 +44,11 @@ _LATTICE = 17
 class Patient:
     """Who is scanned.
 
-    Attributes
-    ----------
-    anatomy, habitus: of the prepared knee.
-    side: ``"left"`` or ``"right"``.
-    age: in years.
-    deformation: from the patient to the prepared knee, mm.
+    Attributes:
+        anatomy, habitus: of the prepared knee.
+        side: ``"left"`` or ``"right"``.
+        age: in years.
+        deformation: from the patient to the prepared knee, mm.
     """
 
     anatomy: str
@@ -63,15 +62,15 @@ class Patient:
 class Scanner:
     """What the series of an exam have in common.
 
-    Attributes
-    ----------
-    field: in tesla.
-    noise: standard deviation relative to the signal of muscle.
-    fat_suppression: share of the fat's signal that is suppressed.
-    coils: ``(N, 3)`` centres of the receive loops in mm.
-    correction: how much of the coils' inhomogeneity the scanner takes out, 0 to 1.
-    flow: share of the signal of blood that slow flow in veins leaves.
-    relaxation: factors on PD, T1 and T2 of each tissue, of this patient and scanner.
+    Attributes:
+        field: in tesla.
+        noise: standard deviation relative to the signal of muscle.
+        fat_suppression: share of the fat's signal that is suppressed.
+        coils: ``(N, 3)`` centres of the receive loops in mm.
+        correction: how much of the coils' inhomogeneity the scanner takes out, 0 to 1.
+        flow: share of the signal of blood that slow flow in veins leaves.
+        relaxation: factors on PD, T1 and T2 of each tissue, of this patient and
+            scanner.
     """
 
     field: float
@@ -87,12 +86,11 @@ class Scanner:
 class Series:
     """A rendered series.
 
-    Attributes
-    ----------
-    volume: ``(S, 256, 256)`` uint8.
-    lesions: for each diagnosis ``(S, 256, 256)`` bool; absent where there is none.
-    spacing: between slices, and of the pixels, in mm.
-    accidents: of this series, e.g. ``"motion"``.
+    Attributes:
+        volume: ``(S, 256, 256)`` uint8.
+        lesions: for each diagnosis ``(S, 256, 256)`` bool; absent where there is none.
+        spacing: between slices, and of the pixels, in mm.
+        accidents: of this series, e.g. ``"motion"``.
     """
 
     volume: NDArray[np.uint8]
@@ -539,10 +537,9 @@ def to_grey(
 ) -> NDArray[np.uint8]:
     """Scale a volume to uint8 as the release does: one window a series.
 
-    Parameters
-    ----------
-    image, limb: ``(S, H, W)`` signal and bool, what is not air.
-    plane: of :data:`PLANES`.
+    Args:
+        image, limb: ``(S, H, W)`` signal and bool, what is not air.
+        plane: of :data:`PLANES`.
     """
     inside = image[limb] if bool(limb.any()) else image.flatten()
     inside = inside[:: max(1, len(inside) // 100_000)]

@@ -98,10 +98,9 @@ def ramp(x: ArrayLike, start: float, end: float) -> Array:
 class Curve:
     """A smooth curve through points, as a fine polyline.
 
-    Attributes
-    ----------
-    points: ``(K, 3)`` in mm.
-    tangents: ``(K, 3)`` unit vectors.
+    Attributes:
+        points: ``(K, 3)`` in mm.
+        tangents: ``(K, 3)`` unit vectors.
     """
 
     points: NDArray[np.float64]
@@ -138,13 +137,12 @@ class Curve:
 class Tube:
     """Voxels around a curve, in the coordinates of the curve.
 
-    Attributes
-    ----------
-    box: of the grid, where the arrays lie.
-    distance: to the surface of the tube in mm (approximate off the surface).
-    along: share of the way along the nearest point of the curve, 0 to 1.
-    radial: 0 on the curve, 1 on the surface.
-    across: signed share of the half-width along the wide direction, -1 to 1.
+    Attributes:
+        box: of the grid, where the arrays lie.
+        distance: to the surface of the tube in mm (approximate off the surface).
+        along: share of the way along the nearest point of the curve, 0 to 1.
+        radial: 0 on the curve, 1 on the surface.
+        across: signed share of the half-width along the wide direction, -1 to 1.
     """
 
     box: tuple[slice, slice, slice]
@@ -164,14 +162,13 @@ def tube(
 ) -> Tube:
     """An elliptic tube around a curve.
 
-    Parameters
-    ----------
-    grid: to lay it on.
-    curve: its middle line.
-    wide, thin: half-widths in mm along ``direction`` and across it: numbers, or ``(N,)``
-        values spread evenly along the curve.
-    direction: of the wide side, made perpendicular to the curve at every point.
-    margin: voxels up to so many mm outside are computed.
+    Args:
+        grid: to lay it on.
+        curve: its middle line.
+        wide, thin: half-widths in mm along ``direction`` and across it: numbers, or
+            ``(N,)`` values spread evenly along the curve.
+        direction: of the wide side, made perpendicular to the curve at every point.
+        margin: voxels up to so many mm outside are computed.
     """
     count = len(curve.points)
     a = spread(wide, count)
@@ -244,9 +241,8 @@ class Column:
     def distance(self, grid: Grid) -> tuple[slice, Array]:
         """Distance in mm, negative inside, for the slices along z that it crosses.
 
-        Returns
-        -------
-        slice, numpy.ndarray ``(X, Y, slices)``.
+        Returns:
+            slice, numpy.ndarray ``(X, Y, slices)``.
         """
         rows = np.array(sorted(self.table))
         z = grid.axis(2)

@@ -15,7 +15,6 @@ One seed gives one set of bytes, whatever the number of workers.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,7 +41,7 @@ from medimg_utils.settings import Settings, get_settings
 from medimg_utils.simulation import (
     Part,
     choose_plan,
-    needs_work,
+    find_parts,
     remove_older,
     write_in_parts,
 )
@@ -79,17 +78,16 @@ VALID_MIX = {"normal": 25, "abnormal": 11, "meniscus": 30, "acl": 32, "both": 22
 class Simulation:
     """Everything that decides what a simulated release contains.
 
-    Attributes
-    ----------
-    train, valid: number of exams of each split.
-    seed: of all that is random.
-    anatomies: the knees that exams are made of.
-    habitus: the builds of these knees.
-    train_mix, valid_mix: how often each of :data:`GROUPS` occurs; they are scaled to the
-        number of exams.
-    twins: training exams come two by two, as :data:`TWINS` (not ``train_mix``) says:
-        0000 and 0001 show one knee in one scanner, and one has a finding that the other
-        lacks.
+    Attributes:
+        train, valid: number of exams of each split.
+        seed: of all that is random.
+        anatomies: the knees that exams are made of.
+        habitus: the builds of these knees.
+        train_mix, valid_mix: how often each of :data:`GROUPS` occurs; they are scaled
+            to the number of exams.
+        twins: training exams come two by two, as :data:`TWINS` (not ``train_mix``)
+            says: 0000 and 0001 show one knee in one scanner, and one has a finding that
+            the other lacks.
     """
 
     train: int
@@ -186,25 +184,19 @@ def simulate_release(
 ) -> Path:
     """Write a simulated release; go on where an interrupted call stopped.
 
-    Parameters
-    ----------
-    out: folder to write; created.
-    plan: what to simulate.
-    workers: processes; one a CPU core by default.
-    data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
-    progress: show a progress bar.
+    Args:
+        out: folder to write; created.
+        plan: what to simulate.
+        workers: processes; one a CPU core by default.
+        data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
+        progress: show a progress bar.
 
-    Returns
-    -------
-    pathlib.Path
+    Returns:
         ``out``; the release is in its folder ``MRNet-v1.0``.
 
-    Raises
-    ------
-    InputError
-        ``out`` holds something else, or what it holds is damaged.
-    AnatomyError
-        The anatomy cannot be fetched.
+    Raises:
+        InputError: ``out`` holds something else, or what it holds is damaged.
+        AnatomyError: the anatomy cannot be fetched.
     """
     return _write(out, plan, asdict(plan), schedule(plan), workers, data_dir, progress)
 
@@ -223,31 +215,20 @@ def simulate_exams(
     A simulated exam follows from its seed, so a few exams of a large release can be had
     without the rest: their files are those that :func:`simulate_release` writes.
 
-    Parameters
-    ----------
-    out: folder to write; created.
-    plan: of the whole release.
-    exams: names of the wanted exams, ``"0042"``.
-    workers, data_dir, progress: see :func:`simulate_release`.
+    Args:
+        out: folder to write; created.
+        plan: of the whole release.
+        exams: names of the wanted exams, ``"0042"``.
+        workers, data_dir, progress: see :func:`simulate_release`.
 
-    Returns
-    -------
-    pathlib.Path
+    Returns:
         ``out``; the release is in its folder ``MRNet-v1.0``.
 
-    Raises
-    ------
-    InputError
-        The release has no exam of such a name.
+    Raises:
+        InputError: the release has no exam of such a name.
     """
     planned = schedule(plan)
-    wanted = sorted(set(exams))
-    unknown = [exam for exam in wanted if exam not in planned]
-    if unknown or not wanted:
-        raise InputError(
-            f"{len(unknown)} of {len(wanted)} exams are not of this simulation, e.g. "
-            f"{next(iter(unknown), 'none was named')}; it has other settings"
-        )
+    wanted = find_parts(exams, {exam: exam for exam in planned}, "exams")
     settings = {**asdict(plan), "written": wanted}
     some = {exam: planned[exam] for exam in wanted}
     return _write(out, plan, settings, some, workers, data_dir, progress)
@@ -263,25 +244,22 @@ def _write(
     progress: bool,
 ) -> Path:
     """Scan and write the planned exams."""
-    settings = json.loads(json.dumps(settings))
-    if not needs_work(out, settings, workers):
-        return out
-    prepare(plan.anatomies, data_dir, plan.habitus, workers or os.cpu_count() or 1)
-    load_textures(data_dir)
     parts = [
         Part(exam, (plan, exam, split, group, out, data_dir))
         for exam, (split, group) in planned.items()
     ]
 
-    def finish(records: list[Any]) -> None:
-        _finish(out, plan, records)
+    def anatomy() -> None:
+        prepare(plan.anatomies, data_dir, plan.habitus, workers or os.cpu_count() or 1)
+        load_textures(data_dir)
 
     write_in_parts(
         out,
         settings,
         parts,
         simulate_exam,
-        finish,
+        lambda records: _finish(out, plan, records),
+        prepare=anatomy,
         workers=workers,
         progress=progress,
         title="simulating knee exams",
@@ -289,23 +267,31 @@ def _write(
     return out
 
 
-def ensure_release(size: str, settings: Settings | None = None) -> Path:
-    """The simulated release of a run size, made on first use.
+def ensure_release(
+    size: str, settings: Settings | None = None, *, progress: bool = True
+) -> Path:
+    """The simulated release of a run size, made on first use: :data:`RELEASES`.
 
-    ``tiny``: 16 + 8 exams (:data:`TINY`).  ``lab``: what the lab networks learn from
-    (:data:`LAB_TRAIN`).  What an older :data:`VERSION` of the simulation left there is
-    made anew.
+    ``tiny``: 16 + 8 exams.  ``lab``: what the lab networks learn from.  What an older
+    :data:`VERSION` of the simulation made of the same plan is made anew.
 
-    Returns
-    -------
-    pathlib.Path
+    Args:
+        size: name of the plan.
+        settings: of the run; those of the environment by default.
+        progress: show a progress bar.
+
+    Returns:
         ``MEDIMG_DATA/knee-<size>/MRNet-v1.0``.
+
+    Raises:
+        InputError: there is no such plan, or the folder holds something else.
     """
     plan = choose_plan(RELEASES, size)
     data = (settings or get_settings()).data
     out = data / f"knee-{size}"
     remove_older(out, asdict(plan), FILES)
-    return simulate_release(out, plan, data_dir=data) / "MRNet-v1.0"
+    made = simulate_release(out, plan, data_dir=data, progress=progress)
+    return made / "MRNet-v1.0"
 
 
 # --- one exam -------------------------------------------------------------------------
@@ -360,17 +346,14 @@ def simulate_exam(
 ) -> dict[str, Any]:
     """Scan and write one exam.
 
-    Parameters
-    ----------
-    plan: of the release.
-    exam: name of the exam; with the seed it decides all that is random.
-    split, group: see :data:`SPLITS` and :data:`GROUPS`.
-    out: folder of the release.
-    data_dir: where the anatomy is.
+    Args:
+        plan: of the release.
+        exam: name of the exam; with the seed it decides all that is random.
+        split, group: see :data:`SPLITS` and :data:`GROUPS`.
+        out: folder of the release.
+        data_dir: where the anatomy is.
 
-    Returns
-    -------
-    dict
+    Returns:
         What the truth file says of the exam.
     """
     number, twin = int(exam), ""

@@ -38,10 +38,8 @@ def load_textures(data_dir: Path | None = None) -> dict[str, Array]:
     Relative to the local mean: mean 0, standard deviation as in the scan (about 0.06
     in marrow).  Rows run from head to foot.  Prepared on first use.
 
-    Raises
-    ------
-    AnatomyError
-        The scan cannot be fetched, or is damaged.
+    Raises:
+        AnatomyError: the scan cannot be fetched, or is damaged.
     """
     root = (data_dir or get_settings().data) / "anatomy" / "prepared"
     file = root / f"knee-textures-v{VERSION}.npz"
@@ -61,15 +59,12 @@ def load_textures(data_dir: Path | None = None) -> dict[str, Array]:
 def read_echoes(data_dir: Path | None = None) -> tuple[Array, NDArray[np.float64]]:
     """The real multi-echo spin echo.
 
-    Returns
-    -------
-    echoes: ``(S, E, H, W)`` in arbitrary units, slices from one side to the other.
-    times: ``(E,)`` echo times in ms.
+    Returns:
+        echoes: ``(S, E, H, W)`` in arbitrary units, slices from one side to the other.
+        times: ``(E,)`` echo times in ms.
 
-    Raises
-    ------
-    AnatomyError
-        Files are missing or of another size.
+    Raises:
+        AnatomyError: files are missing or of another size.
     """
     folder = anatomy.path("knee-echoes", data_dir)
     slices: dict[float, dict[float, NDArray]] = {}

@@ -27,20 +27,23 @@ def toy(write_mrnet, tmp_path, monkeypatch):
     """The lab run, led to drawn exams and to folders of this test."""
     mrnet = write_mrnet(tmp_path / "seen")
     held = write_mrnet(tmp_path / "held", train=1, valid=10, seed=50)
-    folders = {"unseen-patients": mrnet.parent, "unseen-anatomy": held.parent}
+    folders = {
+        "lab": mrnet,
+        "lab-unseen-patients": mrnet,
+        "lab-unseen-anatomy": held,
+    }
     calls = []
 
     for release in (mrnet, held):
         write_plan(release, version=2)
 
-    def simulated(out, plan, **options):
-        calls.append(plan)
-        return folders[out.name.removeprefix("knee-lab-")]
+    def simulated(size, **options):
+        calls.append(size)
+        return folders[size]
 
     for name in ("results", "pretrained"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(lab, "ensure_release", lambda size: mrnet)
-    monkeypatch.setattr(lab, "simulate_release", simulated)
+    monkeypatch.setattr(lab, "ensure_release", simulated)
     monkeypatch.setitem(EXPERIMENTS, "lab", TOY)
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "pretrained")
@@ -50,7 +53,7 @@ def toy(write_mrnet, tmp_path, monkeypatch):
 def test_one_call_trains_measures_and_stores(toy, monkeypatch):
     root, calls, mrnet = toy
     answer = lab.run_lab(root / "runs", [0, 1], progress=False)
-    assert calls == list(lab.LAB_TESTS.values())
+    assert calls == ["lab", *(f"lab-{name}" for name in lab.LAB_TESTS)]
     stored = json.loads((root / "results" / "knee-lab.json").read_text())
     assert set(stored["tests"]) == set(lab.LAB_TESTS)
     assert set(stored["folds"]) == {"0", "1"}
