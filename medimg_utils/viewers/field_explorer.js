@@ -141,10 +141,12 @@ async function render({ model, el }) {
     context.setLineDash([]);
     context.drawImage(background, 0, 0);
     drawHeat(context, k, boxes[k]);
-    context.fillStyle = "rgba(255, 255, 255, 0.6)";
     for (let cell = 0; cell < grid * grid; cell++) {
       const [y, x] = [middle(Math.floor(cell / grid), height), middle(cell % grid, width)];
-      context.fillRect(x, y, 1, 1);
+      context.fillStyle = "rgba(0, 0, 0, 0.5)";
+      context.fillRect(x - 1, y - 1, 3, 3);
+      context.fillStyle = "#fff";
+      context.fillRect(x, y, 1.5, 1.5);
     }
     boxes.forEach((box, each) => {
       if (each !== k) drawBox(context, box, false);
@@ -160,7 +162,7 @@ async function render({ model, el }) {
     context.arc(column + 0.5, row + 0.5, 4, 0, 2 * Math.PI);
     context.fill();
     context.stroke();
-    readout.textContent = `Row ${row}, column ${column}. ${names[k]} sees ${sizeOf(boxes[k])}.`;
+    readout.textContent = `Row ${row}, column ${column}: ${names[k]} sees ${sizeOf(boxes[k])}.`;
   }
   const redraw = oncePerFrame(draw);
 

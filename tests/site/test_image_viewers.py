@@ -170,7 +170,7 @@ def test_the_fields_are_those_of_python(field) -> None:
         same.grid_row, same.grid_column = row * 5 // 60, column * 5 // 80
         dot = same.pixel
         readout = field.locator("p.medimg-readout").inner_text()
-        assert readout.startswith(f"Row {dot[0]}, column {dot[1]}. ")
+        assert readout.startswith(f"Row {dot[0]}, column {dot[1]}: ")
         assert abs(dot[0] - row) <= 6  # half of the 12 rows between two places
         assert abs(dot[1] - column) <= 8
         asked = same.asked()
