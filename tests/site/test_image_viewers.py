@@ -151,7 +151,8 @@ def a_small_network() -> FieldExplorer:
         nn.ConvTranspose2d(4, 1, 3, stride=2),
     )
     modules = {"first": "0", "middle": "2", "last": ""}
-    return FieldExplorer(WEDGE / 1000, network, modules, grid=5, pixel_mm=0.5)
+    noise = np.random.default_rng(0).random((60, 80))
+    return FieldExplorer(noise, network, modules, grid=5, pixel_mm=0.5)
 
 
 def sides(field) -> str:
