@@ -118,11 +118,12 @@ class Trace:
         return sum(layer.multiply_adds for layer in self.layers)
 
     def find(self, name: str) -> int:
-        """Place of the last operation of the module `name`."""
+        """Place of the last operation of the module `name`; `""` is the whole network."""
+        inside = f"{name}." if name else ""
         places = [
             k
             for k, layer in enumerate(self.layers)
-            if layer.name == name or layer.name.startswith(f"{name}.")
+            if layer.name == name or layer.name.startswith(inside)
         ]
         if not places:
             raise InputError(
@@ -420,6 +421,27 @@ def _slice(layer: Layer, args: Any) -> Layer:
 # ----------------------------------------------------------------------------- measuring
 
 
+def part(network: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
+    """The network up to its module `name`: image → what comes out of that module.
+
+    >>> network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.MaxPool2d(2))
+    >>> part(network, "0")(torch.zeros(1, 1, 9, 9)).shape
+    torch.Size([1, 8, 7, 7])
+    """
+    module = network.get_submodule(name)
+
+    def response(x: Tensor) -> Tensor:
+        caught: list[Tensor] = []
+        hook = module.register_forward_hook(lambda *step: caught.append(step[-1]))
+        try:
+            network(x)
+        finally:
+            hook.remove()
+        return caught[-1]
+
+    return response
+
+
 def influence(
     response: Callable[[Tensor], Tensor], image: Tensor, pixel: Sequence[int]
 ) -> Tensor:
@@ -436,13 +458,23 @@ def influence(
     Returns:
         A tensor of the image's shape after its channels.
     """
+    return influences(response, image, [pixel])[0]
+
+
+def influences(
+    response: Callable[[Tensor], Tensor],
+    image: Tensor,
+    pixels: Sequence[Sequence[int]],
+) -> Tensor:
+    """`influence` for several output positions (N, ...), with one pass forward."""
     x = image.detach().clone()[None].requires_grad_()
     with torch.enable_grad():
-        chosen = response(x)[0]
-        for index in pixel:
-            chosen = chosen[:, index]
-        (gradient,) = torch.autograd.grad(chosen.sum(), x)
-    return gradient[0].abs().sum(dim=0)
+        out = response(x)
+        chosen = out.new_zeros(len(pixels), *out.shape)
+        for one, pixel in zip(chosen, pixels, strict=True):
+            one[(..., *pixel)] = 1
+        (gradients,) = torch.autograd.grad(out, x, chosen, is_grads_batched=True)
+    return gradients[:, 0].abs().sum(dim=1)
 
 
 def half_width(field: Tensor) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.stats import binomtest, norm, rankdata
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, precision_recall_curve
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -262,6 +263,65 @@ def roc_points(
         sensitivity = np.concatenate([[0.0], positives]) / truth.sum()
         specificity = 1 - np.concatenate([[0.0], negatives]) / (~truth).sum()
     return np.concatenate([[np.inf], -distinct]), sensitivity, specificity
+
+
+def _weights(truth: NDArray[np.bool_], prevalence: float | None) -> NDArray[np.float64]:
+    """Weight of each image, so that positives make up the share `prevalence`."""
+    if prevalence is None:
+        return np.ones(truth.size)
+    if not 0 < prevalence < 1:
+        raise InputError(f"the prevalence is {prevalence}, expected between 0 and 1.")
+    found = truth.mean()
+    return np.where(truth, prevalence / found, (1 - prevalence) / (1 - found))
+
+
+def precision_recall(
+    labels: ArrayLike, scores: ArrayLike, prevalence: float | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Precision (PPV) and recall (sensitivity) at each distinct score, from high to low.
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,).
+        prevalence: of the clinic for which precision is wanted; that of `labels` if
+            missing. Ill and well must look alike in both.
+
+    Returns:
+        Both NaN where one class is absent.
+
+    >>> precision, recall = precision_recall([1, 0, 1], [0.9, 0.5, 0.4])
+    >>> recall.tolist(), precision.round(2).tolist()
+    ([0.5, 0.5, 1.0], [1.0, 0.5, 0.67])
+    """
+    truth, values = _labels_and_scores(labels, scores)
+    if truth.all() or not truth.any():
+        nothing = np.full(np.unique(values).size, np.nan)
+        return nothing, nothing.copy()
+    precision, recall, _ = precision_recall_curve(
+        truth, values, sample_weight=_weights(truth, prevalence)
+    )
+    # The library adds a point where nobody is called and precision is not defined.
+    return precision[-2::-1], recall[-2::-1]
+
+
+def average_precision(
+    labels: ArrayLike, scores: ArrayLike, prevalence: float | None = None
+) -> float:
+    """Mean precision over the steps of the recall; see `precision_recall`.
+
+    Guessing reaches the prevalence. NaN where one class is absent.
+
+    >>> round(average_precision([1, 0, 1], [0.9, 0.5, 0.4]), 3)
+    0.833
+    """
+    truth, values = _labels_and_scores(labels, scores)
+    if truth.all() or not truth.any():
+        return float("nan")
+    return float(
+        average_precision_score(
+            truth, values, sample_weight=_weights(truth, prevalence)
+        )
+    )
 
 
 def sensitivity_at_specificity(

@@ -13,8 +13,8 @@ function lookBack([size, stride, padding, dilation, spread], [first, last], leng
   return [Math.max(0, low), Math.min(length - 1, high)];
 }
 
-/** Rows and columns of the image that output (y, x) of the layer at `place` sees. */
-function fieldOf(network, place, y, x) {
+/** For each layer the rows and columns that output (y, x) of the layer at `place` asks. */
+function fieldsOf(network, place, y, x) {
   const seen = new Map([[place, [[y, y], [x, x]]]]);
   for (let k = place; k > 0; k--) {
     if (!seen.has(k)) continue;
@@ -33,24 +33,31 @@ function fieldOf(network, place, y, x) {
       );
     }
   }
-  return seen.get(0);
+  return seen;
 }
+
+/** Left, top, width and height of rows and columns, on a canvas. */
+const boxAround = ([[top, bottom], [left, right]]) => [left, top, right - left + 1, bottom - top + 1];
+const sides = ([, , w, h]) => `${h} × ${w}`;
 
 async function render({ model, el }) {
   const get = (name) => model.get(name);
   const [width, height] = [get("columns"), get("rows")];
-  const [levels, maps] = await Promise.all(["image_data", "map_data"].map((name) => inflate(get(name))));
+  const [levels, nearMaps, farMaps] = await Promise.all(
+    ["image_data", "near_data", "far_data"].map((name) => inflate(get(name))),
+  );
   const ended = new AbortController();
   const { signal } = ended;
-  const [network, names, places] = [get("network"), get("names"), get("places")];
-  const [gridRows, gridColumns] = get("grid");
-  const side = get("side");
+  const [network, names, places, grid] = ["network", "names", "places", "grid"].map(get);
+  const cells = get("cells");
+  const output = places.length - 1;
 
   const background = makeCanvas(width, height);
   paintGrey(background, levels);
-  const heat = makeCanvas(side, side);
+  const near = names.map(() => makeCanvas(cells.near, cells.near));
+  const far = makeCanvas(cells.far, cells.far);
   const canvas = makeCanvas(width, height);
-  canvas.setAttribute("aria-label", `${get("alt")} Arrow keys move the output pixel, Page Up and Page Down change the layer.`);
+  canvas.setAttribute("aria-label", `${get("alt")} Arrow keys move the output to another place, Page Up and Page Down change the layer.`);
   const readout = element("p", { class: "medimg-readout", "aria-live": "polite" });
   const thumbs = names.map((name, k) => {
     const picture = element("canvas", { width: THUMB, height: THUMB, role: "img" });
@@ -61,79 +68,111 @@ async function render({ model, el }) {
     return { name, picture, caption, node };
   });
 
-  const boxOf = (k) => {
+  /** The pixel in the middle of a cell of the grid. */
+  const middle = (cell, length) => Math.floor(((2 * cell + 1) * length) / (2 * grid));
+  const chosen = () => [middle(get("grid_row"), height), middle(get("grid_column"), width)];
+  const fieldsFrom = (k, row, column) => {
     const [h, w] = network[places[k]][2];
-    const y = Math.floor((get("row") * h) / height);
-    const x = Math.floor((get("column") * w) / width);
-    return fieldOf(network, places[k], y, x);
+    const [y, x] = [Math.floor((row * h) / height), Math.floor((column * w) / width)];
+    return fieldsOf(network, places[k], y, x);
   };
-  const sizeOf = ([[top, bottom], [left, right]]) => {
+  const sizeOf = (box) => {
     const mm = get("pixel_mm");
-    const text = `${bottom - top + 1} × ${right - left + 1} pixels`;
-    const cm = (n) => ((n * mm) / 10).toFixed(1);
-    return mm ? `${text} (${cm(bottom - top + 1)} × ${cm(right - left + 1)} cm)` : text;
+    const [h, w] = [box[3], box[2]].map((n) => ((n * mm) / 10).toFixed(1));
+    return `${sides(box)} pixels${mm ? ` (${h} × ${w} cm)` : ""}`;
   };
 
-  function drawHeat() {
-    const r = Math.floor((get("row") * gridRows) / height);
-    const c = Math.floor((get("column") * gridColumns) / width);
-    const start = ((get("layer") * gridRows + r) * gridColumns + c) * side * side;
-    paintLayer(heat, (rgba) => {
-      for (let i = 0; i < side * side; i++) {
+  /** Paint the influence on layer `k` at the chosen place into a layer of its own. */
+  function paintHeat(layer, maps, k) {
+    const size = layer.width * layer.height;
+    const start = ((k * grid + get("grid_row")) * grid + get("grid_column")) * size;
+    paintLayer(layer, (rgba) => {
+      for (let i = 0; i < size; i++) {
         rgba.set([...HEAT, Math.round((190 * maps[start + i]) / LEVELS)], 4 * i);
       }
     });
   }
 
+  /** The influence on the chosen layer: fine inside its box, coarse outside of it. */
+  function drawHeat(context, k, box) {
+    context.save();
+    context.beginPath();
+    context.rect(0, 0, width, height);
+    context.rect(...box);
+    context.clip("evenodd");
+    context.drawImage(far, 0, 0, width, height);
+    context.restore();
+    context.drawImage(near[k], ...box);
+  }
+
+  function drawThumb(k, box, asked) {
+    const { picture, caption, name, node } = thumbs[k];
+    const small = picture.getContext("2d");
+    small.fillStyle = "#000";
+    small.fillRect(0, 0, THUMB, THUMB);
+    const scale = THUMB / Math.max(box[2], box[3]);
+    const target = [0, 0, box[2] * scale, box[3] * scale];
+    small.imageSmoothingEnabled = false;
+    small.drawImage(background, ...box, ...target);
+    small.imageSmoothingEnabled = true;
+    small.drawImage(near[k], ...target);
+    const map = network[places[k]][2].join(" × ");
+    const share = asked && k !== output ? `; the output asks ${sides(asked)} of its ${map} places` : "";
+    caption.textContent = `${name}: sees ${sizeOf(box)}${share}`;
+    picture.setAttribute("aria-label", `What ${caption.textContent}, in the image`);
+    node.style.outline = k === get("layer") ? "3px solid #0072b2" : "none";
+  }
+
+  function drawBox(context, box, bold) {
+    context.setLineDash(bold ? [] : [4, 4]);
+    const path = new Path2D();
+    path.rect(...box);
+    strokeTwice(context, path, "#fff", bold ? 2.5 : 1);
+  }
+
   function draw() {
-    drawHeat();
+    const [row, column] = chosen();
+    const k = get("layer");
+    names.forEach((_, each) => paintHeat(near[each], nearMaps, each));
+    paintHeat(far, farMaps, k);
+    const boxes = names.map((_, each) => boxAround(fieldsFrom(each, row, column).get(0)));
+    const asked = fieldsFrom(output, row, column);
     const context = canvas.getContext("2d");
+    context.setLineDash([]);
     context.drawImage(background, 0, 0);
-    context.imageSmoothingEnabled = true;
-    context.drawImage(heat, 0, 0, width, height);
-    const boxes = names.map((_, k) => boxOf(k));
-    boxes.forEach(([[top, bottom], [left, right]], k) => {
-      const chosen = k === get("layer");
-      const box = [left, top, right - left + 1, bottom - top + 1];
-      context.setLineDash(chosen ? [] : [4, 4]);
-      context.lineWidth = chosen ? 5 : 2.5;
-      context.strokeStyle = "rgba(0, 0, 0, 0.8)";
-      context.strokeRect(...box);
-      context.lineWidth = chosen ? 2.5 : 1;
-      context.strokeStyle = "#fff";
-      context.strokeRect(...box);
-      const { picture, caption, name, node } = thumbs[k];
-      const small = picture.getContext("2d");
-      small.imageSmoothingEnabled = false;
-      small.fillStyle = "#000";
-      small.fillRect(0, 0, THUMB, THUMB);
-      const scale = THUMB / Math.max(box[2], box[3]);
-      small.drawImage(background, ...box, 0, 0, box[2] * scale, box[3] * scale);
-      caption.textContent = `${name}: ${sizeOf(boxes[k])}`;
-      picture.setAttribute("aria-label", `What ${caption.textContent} of the image look like`);
-      node.style.outline = chosen ? "3px solid #0072b2" : "none";
+    drawHeat(context, k, boxes[k]);
+    for (let cell = 0; cell < grid * grid; cell++) {
+      const [y, x] = [middle(Math.floor(cell / grid), height), middle(cell % grid, width)];
+      context.fillStyle = "rgba(0, 0, 0, 0.5)";
+      context.fillRect(x - 1, y - 1, 3, 3);
+      context.fillStyle = "#fff";
+      context.fillRect(x, y, 1.5, 1.5);
+    }
+    boxes.forEach((box, each) => {
+      if (each !== k) drawBox(context, box, false);
+      const seen = asked.get(places[each]);
+      drawThumb(each, box, seen && boxAround(seen));
     });
+    drawBox(context, boxes[k], true);
     context.setLineDash([]);
     context.fillStyle = "#0072b2";
     context.strokeStyle = "#fff";
     context.lineWidth = 1.5;
     context.beginPath();
-    context.arc(get("column") + 0.5, get("row") + 0.5, 4, 0, 2 * Math.PI);
+    context.arc(column + 0.5, row + 0.5, 4, 0, 2 * Math.PI);
     context.fill();
     context.stroke();
-    const k = get("layer");
-    readout.textContent =
-      `Row ${get("row")}, column ${get("column")}, ${names[k]}: sees ${sizeOf(boxes[k])}.`;
+    readout.textContent = `Row ${row}, column ${column}: ${names[k]} sees ${sizeOf(boxes[k])}.`;
   }
   const redraw = oncePerFrame(draw);
 
   function go(row, column) {
-    change(model, "row", clamp(Math.floor(row), 0, height - 1));
-    change(model, "column", clamp(Math.floor(column), 0, width - 1));
+    change(model, "grid_row", clamp(Math.floor(row), 0, grid - 1));
+    change(model, "grid_column", clamp(Math.floor(column), 0, grid - 1));
   }
   explore(canvas, {
-    point: (u, v) => go(v * height, u * width),
-    move: (dx, dy) => go(get("row") + 4 * dy, get("column") + 4 * dx),
+    point: (u, v) => go(v * grid, u * grid),
+    move: (dx, dy) => go(get("grid_row") + dy, get("grid_column") + dx),
     step: (n) => change(model, "layer", clamp(get("layer") + n, 0, names.length - 1)),
   });
 
@@ -157,16 +196,16 @@ async function render({ model, el }) {
         element(
           "ul",
           { class: "medimg-legend" },
-          element("li", { text: "Boxes: all that can change the output, for each layer; bold: the chosen one" }),
-          element("li", { text: "Colour: how much it does change the output, measured for the nearest place of a coarse grid; each third of the range is a factor of ten" }),
-          element("li", { text: "Dot: the place of the output" }),
+          element("li", { text: "Blue dot: the place that is asked; a click goes to the nearest of the small dots" }),
+          element("li", { text: "Boxes: all that can change each layer there; bold: the chosen layer" }),
+          element("li", { text: "Colour: how much it does change the chosen layer there, as measured; each third of the range is a factor of ten" }),
         ),
       ),
     ),
     element("div", { class: "medimg-gallery" }, ...thumbs.map(({ node }) => node)),
   );
   el.replaceChildren(root);
-  for (const name of ["layer", "row", "column"]) follow(model, `change:${name}`, redraw, signal);
+  for (const name of ["layer", "grid_row", "grid_column"]) follow(model, `change:${name}`, redraw, signal);
   draw();
   root.dataset.ready = "true";
   return () => ended.abort();

@@ -5,11 +5,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from steps import PICTURE, drawn, move, viewer
 from torch import nn
 
-from medimg_utils.inspect_network import trace
 from medimg_utils.viewers import FieldExplorer, KernelExplorer, WindowExplorer
+from medimg_utils.viewers.field_explorer import NEAR
 
 Y, X = np.mgrid[:60, :80]
 WEDGE = np.rint(-1000 + 2000 * (X + Y) / 138)  # as in demo/images.md
@@ -140,31 +141,79 @@ def field(visit, demo):
     assert not visit.requests
 
 
-NETWORK = nn.Sequential(
-    nn.Conv2d(1, 4, 3, padding=1),
-    nn.MaxPool2d(2),
-    nn.Conv2d(4, 4, 5, padding=2),
-    nn.ConvTranspose2d(4, 1, 3, stride=2),
-)
-PLACES = {"first": 1, "middle": 3, "last": 4}
+def a_small_network() -> FieldExplorer:
+    """The viewer of demo/images.md."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 5, padding=2),
+        nn.ConvTranspose2d(4, 1, 3, stride=2),
+    )
+    modules = {"first": "0", "middle": "2", "last": ""}
+    noise = np.random.default_rng(0).random((60, 80))
+    return FieldExplorer(noise, network, modules, grid=5, pixel_mm=0.5)
+
+
+def sides(field) -> str:
+    (top, bottom), (left, right) = field
+    return f"{bottom - top + 1} × {right - left + 1}"
 
 
 def test_the_fields_are_those_of_python(field) -> None:
-    ones = {name: np.ones((1, 1, 60, 80)) for name in PLACES}
-    same = FieldExplorer(WEDGE, trace(NETWORK, 1, 60, 80), PLACES, ones)
+    same = a_small_network()
     canvas = field.locator("canvas").first
     canvas.scroll_into_view_if_needed()
     scale = canvas.bounding_box()["width"] / 80
     for row, column in ((30, 40), (1, 2), (59, 79), (17, 60)):
         canvas.click(position={"x": (column + 0.5) * scale, "y": (row + 0.5) * scale})
         drawn(field.page)
-        same.row, same.column = row, column
+        same.grid_row, same.grid_column = row * 5 // 60, column * 5 // 80
+        dot = same.pixel
+        readout = field.locator("p.medimg-readout").inner_text()
+        assert readout.startswith(f"Row {dot[0]}, column {dot[1]}: ")
+        assert abs(dot[0] - row) <= 6  # half of the 12 rows between two places
+        assert abs(dot[1] - column) <= 8
+        asked = same.asked()
         for caption, (name, box) in zip(
             field.locator("figcaption").all(), same.fields().items(), strict=True
         ):
-            (top, bottom), (left, right) = box
-            expected = f"{name}: {bottom - top + 1} × {right - left + 1} pixels"
-            assert caption.inner_text().startswith(expected)
+            text = caption.inner_text()
+            assert text.startswith(f"{name}: sees {sides(box)} pixels")
+            assert name == "last" or f"asks {sides(asked[name])} of its" in text
+
+
+PIXELS = """node => Array.from(node.getContext("2d")
+    .getImageData(0, 0, node.width, node.height).data)"""
+
+
+def tint_of(canvas) -> np.ndarray:
+    """Red minus blue: the pictures are grey, and the heat has no blue."""
+    width, height = (int(canvas.get_attribute(name)) for name in ("width", "height"))
+    rgba = np.reshape(canvas.evaluate(PIXELS), (height, width, 4))
+    return rgba[..., 0] - rgba[..., 2]
+
+
+def test_the_colour_is_that_of_the_place_that_is_drawn(field) -> None:
+    same = a_small_network()
+    canvas, small = field.locator("canvas").first, field.locator("figure canvas").last
+    canvas.scroll_into_view_if_needed()
+    size = canvas.bounding_box()
+    for row, column in ((1, 1), (2, 3)):  # whose fields the border does not cut
+        place = (column + 0.5) * size["width"] / 5, (row + 0.5) * size["height"] / 5
+        canvas.click(position=dict(zip("xy", place, strict=True)))
+        drawn(field.page)
+        tint = tint_of(small)
+        middles = ((np.arange(len(tint)) + 0.5) * NEAR / len(tint)).astype(int)
+        levels = same._near[2][:, :, middles[:, None], middles]
+        apart = np.abs(tint - 230 * (190 / 255) * (levels / 15)).mean(axis=(2, 3))
+        assert np.unravel_index(apart.argmin(), apart.shape) == (row, column)
+        assert apart[row, column] < np.sort(apart, axis=None)[1] / 2
+        same.grid_row, same.grid_column = row, column
+        (top, bottom), (left, right) = same.fields()["last"]
+        tint = tint_of(canvas)
+        tint[max(top - 4, 0) : bottom + 5, max(left - 4, 0) : right + 5] = 0
+        assert not tint.any()  # nothing looks beyond its field
 
 
 def test_a_click_and_a_layer_change_the_picture(field) -> None:

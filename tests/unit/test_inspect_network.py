@@ -113,6 +113,8 @@ LAYERS = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(layers=st.lists(LAYERS, min_size=1, max_size=4), place=st.floats(0, 0.999))
 def test_the_field_is_where_the_gradient_is_not_zero(layers, place: float) -> None:
+    pools = [one.kernel_size for one in layers if isinstance(one, nn.AvgPool2d)]
+    assume(math.prod(pools) <= 18)  # else no map is left
     network = nn.Sequential(*layers)
     for parameter in network.parameters():
         nn.init.constant_(parameter, 1.0)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.metrics import DiceMetric, compute_hausdorff_distance
@@ -270,3 +270,40 @@ def test_a_confident_liar_is_badly_calibrated():
     assert metrics.calibration_bootstrap([0, 0], [1.0, 1.0], [7, 7]) == (1, 1, 1)
     with pytest.raises(InputError, match=r"\[0, 1\]"):
         metrics.expected_calibration_error([0, 1], [0.5, 1.5])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 9)), min_size=4, max_size=25),
+    st.integers(1, 4),
+)
+def test_precision_at_another_prevalence_is_that_of_more_healthy_films(
+    cases, copies: int
+) -> None:
+    labels, scores = np.array(cases).T
+    assume(0 < labels.sum() < labels.size)
+    # Every healthy film again and again is what a lower prevalence stands for.
+    often = np.repeat(np.arange(labels.size), np.where(labels == 1, 1, copies))
+    rarer = labels.sum() / often.size
+    by_weight = metrics.precision_recall(labels, scores, rarer)
+    by_copies = metrics.precision_recall(labels[often], scores[often])
+    np.testing.assert_allclose(by_weight, by_copies, atol=1e-12)
+    np.testing.assert_allclose(
+        metrics.average_precision(labels, scores, rarer),
+        metrics.average_precision(labels[often], scores[often]),
+        atol=1e-12,
+    )
+
+
+def test_precision_of_guessing_is_the_prevalence() -> None:
+    labels, same = [1, 0, 0, 1, 0], [0.5] * 5
+    precision, recall = metrics.precision_recall(labels, same, 0.02)
+    np.testing.assert_allclose([precision, recall], [[0.02], [1.0]], atol=1e-12)
+    assert metrics.average_precision(labels, same, 0.02) == pytest.approx(0.02)
+
+
+def test_precision_needs_both_classes_and_a_share() -> None:
+    assert np.isnan(metrics.average_precision([1, 1], [0.2, 0.3]))
+    assert np.isnan(metrics.precision_recall([0, 0], [0.2, 0.3])).all()
+    with pytest.raises(InputError, match="prevalence is 1, expected between 0 and 1"):
+        metrics.average_precision([0, 1], [0.2, 0.3], 1)
