@@ -39,15 +39,8 @@ from medimg_utils.pneumothorax import experiment
 from medimg_utils.pneumothorax.dataset import Radiographs, read_release
 from medimg_utils.pneumothorax.models import image_logits
 from medimg_utils.pneumothorax.preprocess import to_network
-from medimg_utils.pneumothorax.simulate import (
-    FILES,
-    LAB_TESTS,
-    ensure_release,
-    simulate_release,
-)
+from medimg_utils.pneumothorax.simulate import ensure_release
 from medimg_utils.release import describe_release
-from medimg_utils.settings import get_settings
-from medimg_utils.simulation import remove_older
 from medimg_utils.splits import check_no_leak, one_each, patient_digest, patient_folds
 from medimg_utils.training import BEST
 
@@ -91,11 +84,8 @@ def run_black_box(runs: Path, *, progress: bool = True) -> dict[str, Any]:
     Returns:
         The stored result.
     """
-    data = get_settings().data
-    release = ensure_release("lab")
-    site = data / f"pneumothorax-lab-{OTHER_SITE}"
-    remove_older(site, asdict(LAB_TESTS[OTHER_SITE]), FILES)
-    simulate_release(site, LAB_TESTS[OTHER_SITE], data_dir=data, progress=progress)
+    release = ensure_release("lab", progress=progress)
+    site = ensure_release(f"lab-{OTHER_SITE}", progress=progress)
     films = split_films(read_films(release, twins=True, smallest=SMALLEST))
     films["site"] = read_films(site, smallest=SMALLEST)
     return measure_black_box(

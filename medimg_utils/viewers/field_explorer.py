@@ -21,7 +21,7 @@ DECADES = 3.0  # of influence that are shown
 LEVELS = 15
 
 
-class FieldExplorer(base.Viewer):
+class FieldExplorer(base.ImageViewer):
     """Let the reader click on an image and see what each layer of a network sees there.
 
     The reader chooses among the places of a grid, which are marked, and all that is
@@ -49,10 +49,7 @@ class FieldExplorer(base.Viewer):
     """
 
     _esm = base.javascript("field_explorer.js")
-    _css = base.STYLES
 
-    rows = traitlets.Int().tag(sync=True)
-    columns = traitlets.Int().tag(sync=True)
     image_data = traitlets.Bytes().tag(sync=True)
     network = traitlets.List(traitlets.Any()).tag(sync=True)
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -124,8 +121,7 @@ class FieldExplorer(base.Viewer):
             layer=len(places) - 1,
             grid_row=min(start[0] * grid // height, grid - 1),
             grid_column=min(start[1] * grid // width, grid - 1),
-            title=title,
-            alt=alt or f"{title or 'Image'} and what a network looks at.",
+            **base.heading(title, alt, "Image", " and what a network looks at."),
         )
 
     @property
