@@ -21,6 +21,7 @@ from medimg_utils.release import describe_release
 from medimg_utils.settings import get_settings
 from medimg_utils.training import RunError
 
+FOLDERS = {"lab": "known", "lab-choice": "choice", "lab-test": "other"}
 SCRIPT = Path(lab.__file__).parents[2] / "data_scripts" / "lab.py"
 
 
@@ -65,8 +66,7 @@ def stored(tmp_path_factory, run, brats, write_release):
     write_truth(other, [case.case_id for case in read_brats(other)])
     known = shutil.copytree(brats, root / "known")
     write_truth(known, [case.case_id for case in read_brats(known)])
-    choice = write_release(root / "choice", patients=2, first=200)
-    releases = {"lab": known, "lab-choice": choice, "lab-test": other}
+    write_release(root / "choice", patients=2, first=200)
     about = shutil.copytree(run, root / "runs" / "brain-lab-fold0") / "best.json"
     facts = json.loads(about.read_text())
     facts["data"] |= describe_release(known)
@@ -74,7 +74,7 @@ def stored(tmp_path_factory, run, brats, write_release):
     for folder in ("pretrained", "results"):
         (root / folder).mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lab, "ensure_release", releases.__getitem__)
+        patch.setattr(lab, "ensure_release", lambda name: root / FOLDERS[name])
         patch.setattr(pretrained, "FOLDER", root / "pretrained")
         patch.setattr(results, "FOLDER", root / "results")
         result = run_lab(root / "runs", compared=1, progress=False)
@@ -82,8 +82,8 @@ def stored(tmp_path_factory, run, brats, write_release):
             for name in ("train", "evaluate", "compare_modes", "choose_anew"):
                 once.delattr(lab, name)  # what is done is not done again
             again = run_lab(root / "runs", compared=1, progress=False)
-        assert json.dumps(again) == json.dumps(result)
-        yield root, result
+    assert json.dumps(again) == json.dumps(result)
+    return root, result
 
 
 def test_the_result_says_all_that_the_pages_show(stored):
@@ -151,6 +151,7 @@ def test_a_stopped_lab_run_goes_on(stored):
 
 def test_what_was_done_with_other_data_is_noticed(stored, monkeypatch):
     root, _ = stored
+    monkeypatch.setattr(lab, "ensure_release", lambda name: root / FOLDERS[name])
     seen = []
     monkeypatch.setattr(lab, "evaluate", lambda data, *_, **__: seen.append(data) or {})
     run = root / "runs" / "brain-lab-fold0"
