@@ -189,7 +189,7 @@ def _draw_patients(
     return groups, drawn
 
 
-def _weights(patients: ArrayLike, draws: int, seed: int) -> NDArray[np.float64]:
+def _times_drawn(patients: ArrayLike, draws: int, seed: int) -> NDArray[np.float64]:
     """(draws, N) how often each image is in each test set that `bootstrap` draws."""
     groups, drawn = _draw_patients(patients, draws, seed)
     count = drawn.shape[1]
@@ -221,7 +221,7 @@ def mean_bootstrap(
     0.5
     """
     numbers = np.asarray(values, dtype=np.float64)
-    weights = _weights(patients, draws, seed)
+    weights = _times_drawn(patients, draws, seed)
     found = weights @ numbers / weights.sum(axis=1)
     return _percentiles(float(numbers.mean()), found, level)
 
@@ -238,7 +238,7 @@ def auc_bootstrap(
     """AUC with a bootstrap interval over patients (over images without them)."""
     truth, values = _labels_and_scores(labels, scores)
     clusters = np.arange(truth.size) if patients is None else patients
-    weights = _weights(clusters, draws, seed)
+    weights = _times_drawn(clusters, draws, seed)
     ill, well = weights[:, truth], weights[:, ~truth]
     mine, theirs = values[truth][:, None], values[~truth]
     above = (mine > theirs) + 0.5 * (mine == theirs)
@@ -265,7 +265,9 @@ def roc_points(
     return np.concatenate([[np.inf], -distinct]), sensitivity, specificity
 
 
-def _weights(truth: NDArray[np.bool_], prevalence: float | None) -> NDArray[np.float64]:
+def _at_prevalence(
+    truth: NDArray[np.bool_], prevalence: float | None
+) -> NDArray[np.float64]:
     """Weight of each image, so that positives make up the share `prevalence`."""
     if prevalence is None:
         return np.ones(truth.size)
@@ -298,7 +300,7 @@ def precision_recall(
         nothing = np.full(np.unique(values).size, np.nan)
         return nothing, nothing.copy()
     precision, recall, _ = precision_recall_curve(
-        truth, values, sample_weight=_weights(truth, prevalence)
+        truth, values, sample_weight=_at_prevalence(truth, prevalence)
     )
     # The library adds a point where nobody is called and precision is not defined.
     return precision[-2::-1], recall[-2::-1]
@@ -319,7 +321,7 @@ def average_precision(
         return float("nan")
     return float(
         average_precision_score(
-            truth, values, sample_weight=_weights(truth, prevalence)
+            truth, values, sample_weight=_at_prevalence(truth, prevalence)
         )
     )
 
@@ -513,7 +515,7 @@ def calibration_bootstrap(
     truth, values = _labels_and_scores(labels, probabilities)
     value = expected_calibration_error(truth, values, bins)
     inside = np.eye(bins)[np.minimum((values * bins).astype(int), bins - 1)]
-    weights = _weights(patients, draws, seed)
+    weights = _times_drawn(patients, draws, seed)
     gaps = np.abs(weights @ (inside * (values - truth)[:, None])).sum(axis=1)
     drawn = gaps / weights.sum(axis=1)
     added = float(drawn.mean()) - value
