@@ -404,7 +404,12 @@ def test_volumes_are_as_wished(pattern, core, rim, seed):
     assert set(np.unique(lesion.label)) <= {0, NECROTIC, OEDEMA, ENHANCING}
     assert sum(count.values()) == pytest.approx(wish.whole, rel=0.03)
     assert count[1] + count[4] == pytest.approx(wish.core, rel=0.03)
-    assert count[4] == pytest.approx(wish.enhancing, rel=0.03, abs=0.02)
+    assert count[4] <= 1.03 * wish.enhancing + 0.02
+    if rim > 0.3:  # a thin rim is patchy, and nobody outlines its specks
+        assert count[4] == pytest.approx(wish.enhancing, rel=0.03, abs=0.02)
+    if pattern != "none":
+        parts, n = ndi.label(lesion.label == ENHANCING, np.ones((3, 3, 3)))
+        assert (np.bincount(parts.ravel())[1 : n + 1] * 8 >= 30).all()  # mm³
     for share in (lesion.core, lesion.enhancing, lesion.liquid, lesion.blood):
         assert float(share.min()) >= 0
         assert float(share.max()) <= 1
