@@ -54,7 +54,10 @@ def test_figures_have_alt_text(visit, page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_viewers_are_alive(visit, page: str) -> None:
     opened = visit.open(HTML / page)
-    for viewer in opened.locator(".medimg-viewer").all():
+    viewers = opened.locator(".medimg-viewer")
+    if page.startswith("foundations/"):  # each of its chapters has one
+        viewers.first.wait_for(timeout=15_000)
+    for viewer in viewers.all():
         picture = viewer.locator("canvas").first
         before = picture.evaluate("node => node.toDataURL()")
         slider = viewer.locator(
