@@ -472,12 +472,17 @@ def calibration_bins(
     truth, values = _labels_and_scores(labels, probabilities)
     if ((values < 0) | (values > 1)).any():
         raise InputError("probabilities must lie in [0, 1].")
-    place = np.minimum((values * bins).astype(int), bins - 1)
+    place = _bin_of(values, bins)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean = np.bincount(place, weights=values, minlength=bins) / count
         share = np.bincount(place, weights=truth, minlength=bins) / count
     return mean, share, count
+
+
+def _bin_of(values: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    """Number of the equal bin of [0, 1] that each value lies in; 1 is in the last."""
+    return np.minimum((values * bins).astype(np.int64), bins - 1)
 
 
 def expected_calibration_error(
@@ -514,7 +519,7 @@ def calibration_bootstrap(
     """
     truth, values = _labels_and_scores(labels, probabilities)
     value = expected_calibration_error(truth, values, bins)
-    inside = np.eye(bins)[np.minimum((values * bins).astype(int), bins - 1)]
+    inside = np.eye(bins)[_bin_of(values, bins)]
     weights = _times_drawn(patients, draws, seed)
     gaps = np.abs(weights @ (inside * (values - truth)[:, None])).sum(axis=1)
     drawn = gaps / weights.sum(axis=1)

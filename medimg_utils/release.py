@@ -107,11 +107,17 @@ def describe_release(
         **counts,
         "simulated": False,
     }
-    for place in (folder, folder.parent):
-        if (place / "simulation.json").is_file():
-            digest = digest_of(place / "simulation.json")
-            return described | {"simulated": True, "simulation": digest}
+    plan = left_by_simulation(folder, "simulation.json")
+    if plan is not None:
+        described |= {"simulated": True, "simulation": digest_of(plan)}
     return described
+
+
+def left_by_simulation(root: str | os.PathLike[str], name: str) -> Path | None:
+    """What a simulation left in the folder of a release or beside it, if it is there."""
+    folder = Path(root).resolve()
+    found = (place / name for place in (folder, folder.parent))
+    return next((path for path in found if path.exists()), None)
 
 
 def digest_of(path: Path) -> str:

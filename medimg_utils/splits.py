@@ -38,6 +38,13 @@ class Split(NamedTuple, Generic[Item]):
     validation: list[Item]
     test: list[Item]
 
+    def met(self) -> dict[str, list[str]]:
+        """One-way names of the patients whom a network meets; see `never_seen`."""
+        return {
+            "train": patient_digests(self.train),
+            "validation": patient_digests(self.validation),
+        }
+
 
 def patient_folds(
     patients: Sequence[str], labels: ArrayLike, n_folds: int = 5, seed: int = 0

@@ -375,10 +375,7 @@ def train(
         fold=fold,
         seed=seed,
         data=describe_data(data, cases),
-        patients={
-            "train": patient_digests(parts.train),
-            "validation": patient_digests(parts.validation),
-        },
+        patients=parts.met(),
     )
     options: dict[str, Any] = {
         "settings": facts,

@@ -76,13 +76,14 @@ from medimg_utils.knee.models import (
     BACKBONES,
     Explanation,
     MRNet,
+    ask,
     enlarge,
     positive_share,
     weighted_loss,
 )
 from medimg_utils.knee.preprocess import Augment, middle, prepare
 from medimg_utils.knee.standardise import StandardiseError, Standardiser
-from medimg_utils.release import describe_release
+from medimg_utils.release import describe_release, left_by_simulation
 from medimg_utils.splits import LeakError, check_fold, patient_folds
 from medimg_utils.training import (
     BEST,
@@ -303,21 +304,15 @@ def split(
 
 def lesions_of(data: str | os.PathLike[str]) -> Path | None:
     """Folder of the training exams' findings; only simulated releases have one."""
-    for place in (Path(data), Path(data).resolve().parent):
-        if (place / "lesions" / "train").is_dir():
-            return place / "lesions" / "train"
-    return None
+    return left_by_simulation(data, "lesions/train")
 
 
 def twins(data: str | os.PathLike[str], exams: Sequence[Exam]) -> list[str] | None:
     """Name of each exam's pair, where the release was simulated with twins."""
-    for place in (Path(data), Path(data).resolve().parent):
-        plan = place / "simulation.json"
-        if plan.is_file():
-            told = json.loads(plan.read_text(encoding="utf-8"))
-            if told.get("twins"):
-                return [str(int(exam.exam_id) // 2) for exam in exams]
-    return None
+    plan = left_by_simulation(data, "simulation.json")
+    if plan is None or not json.loads(plan.read_text(encoding="utf-8")).get("twins"):
+        return None
+    return [str(int(exam.exam_id) // 2) for exam in exams]
 
 
 # -------------------------------------------------------------------------------- train
@@ -412,6 +407,8 @@ def train(
         for series in sides.train[0].series
     }
 
+    pairs = twins(data, sides.train) if chosen.twins else None
+    lesions = lesions_of(data) if chosen.rehearse_epochs else None
     logs, networks, told = {}, {}, {}
     for part in parts:
         if progress:
@@ -423,8 +420,8 @@ def train(
             chosen,
             out / part.name,
             facts,
-            twins(data, sides.train) if chosen.twins else None,
-            lesions_of(data) if chosen.rehearse_epochs else None,
+            pairs,
+            lesions,
             seed=seed,
             resume=resume,
             accelerator=accelerator,
@@ -532,8 +529,8 @@ def _train_part(
         "seed": seed,
     }
 
-    def opened(exams: Sequence[Exam]) -> Exams:
-        return Exams(exams, part.series, standardiser, **about)
+    def opened(exams: Sequence[Exam], **how: Any) -> Exams:
+        return Exams(exams, part.series, standardiser, **about, **how)
 
     augment = Augment(
         experiment.crop,
@@ -544,14 +541,7 @@ def _train_part(
         experiment.slices,
     )
     groups = None if pairs is None else [int(pair) for pair in pairs]
-    training = Exams(
-        sides.train,
-        part.series,
-        standardiser,
-        augment=augment,
-        groups=groups,
-        **about,
-    )
+    training = opened(sides.train, augment=augment, groups=groups)
     validation = opened(sides.validation)
     options |= {
         "collate": collate,
@@ -616,7 +606,7 @@ def _train_part(
     )
     if experiment.probe:
         still = Augment(experiment.crop, slices=experiment.slices)
-        everyone = Exams(sides.train, part.series, standardiser, augment=still, **about)
+        everyone = opened(sides.train, augment=still)
         network.probe((everyone[k]["image"] for k in range(len(everyone))), labels)
     share = positive_share(labels)
 
@@ -664,15 +654,10 @@ def _with_the_finding(exams: Sequence[Exam], pairs: Sequence[str]) -> list[bool]
     return [count > least[pair] for pair, count in zip(pairs, counts, strict=True)]
 
 
-@torch.inference_mode()
 def quick_validation(model: nn.Module, data: Exams, share: Tensor) -> dict[str, float]:
     """Loss and AUC on the exams that choose the epoch."""
-    device = next(model.parameters()).device
-    items = (data[k] for k in range(len(data)))
-    found = [
-        (model([i["image"].to(device)])[0].float().cpu(), i["label"]) for i in items
-    ]
-    logits, labels = (torch.stack(list(column)) for column in zip(*found, strict=True))
+    answers, labels = ask(model, data)
+    logits = torch.cat(answers)
     return {
         "val_loss": float(weighted_loss(logits, labels, share)),
         **validation_auc(data.diagnoses, labels, logits),

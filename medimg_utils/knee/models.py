@@ -31,6 +31,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 from torchvision import models
 
 from medimg_utils.knee.preprocess import to_network
@@ -197,6 +198,27 @@ class MRNet(nn.Module):
             shares.cpu(),
             bias.cpu(),
         )
+
+
+@torch.inference_mode()
+def ask(model: nn.Module, data: Dataset) -> tuple[list[Tensor], Tensor]:
+    """What a model answers about each exam alone, in float32 on the CPU, and the labels.
+
+    Args:
+        model: takes a list of exams (S, 1, H, W).
+        data: items with `image` and `label` (D,); it has a length.
+
+    Returns:
+        N answers, and (N, D).
+    """
+    device = next(model.parameters()).device
+    items = (data[k] for k in range(len(data)))  # type: ignore[arg-type]
+    found = [
+        (model([item["image"].to(device)]).float().cpu(), item["label"])
+        for item in items
+    ]
+    answers, labels = zip(*found, strict=True)
+    return list(answers), torch.stack(list(labels))
 
 
 # -------------------------------------------------------------------------------- places

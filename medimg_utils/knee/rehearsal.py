@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from medimg_utils.knee.dataset import Exam, Exams
 from medimg_utils.knee.evaluation import validation_auc
 from medimg_utils.knee.localise import read_lesions
-from medimg_utils.knee.models import MRNet
+from medimg_utils.knee.models import MRNet, ask
 from medimg_utils.training import Batch, stable_seed
 
 WINDOW = 24  # side of the square, in pixels, in which a cell should see a finding
@@ -199,14 +199,8 @@ def network_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-@torch.inference_mode()
 def validate(model: nn.Module, data: Exams) -> dict[str, float]:
     """AUC of the exams when the highest cell of an exam is its score."""
-    device = next(model.parameters()).device
-    items = (data[k] for k in range(len(data)))
-    found = [
-        (model([item["image"].to(device)]).amax((0, 2, 3)).cpu(), item["label"])
-        for item in items
-    ]
-    scores, labels = (torch.stack(list(part)) for part in zip(*found, strict=True))
+    answers, labels = ask(model, data)
+    scores = torch.stack([cells.amax((0, 2, 3)) for cells in answers])
     return validation_auc(data.diagnoses, labels, scores)

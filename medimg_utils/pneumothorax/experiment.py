@@ -68,7 +68,6 @@ from medimg_utils.splits import (
     hold_out,
     never_seen,
     patient_digest,
-    patient_digests,
 )
 from medimg_utils.training import (
     BEST,
@@ -312,10 +311,7 @@ def train(
         fold=fold,
         seed=seed,
         data=describe_data(data, records),
-        patients={
-            "train": patient_digests(parts.train),
-            "validation": patient_digests(parts.validation),
-        },
+        patients=parts.met(),
     )
     history = fit(
         network,
