@@ -163,7 +163,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "lab": Experiment(
         size="lab",
         images=None,
-        epochs=50,
+        epochs=100,
         channels=(32, 64, 96, 160),
         unshuffle=4,
         batch_size=8,
