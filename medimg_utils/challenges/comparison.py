@@ -119,12 +119,34 @@ def interval(values: ArrayLike, level: float = 0.95) -> Interval:
             and patients.
         level: of confidence.
     """
+    value, error, freedom = _mean(values)
+    half = float(t.ppf(0.5 + level / 2, freedom)) * error
+    return Interval(value, value - half, value + half)
+
+
+def p_value(values: ArrayLike) -> float:
+    """Chance of a mean at least as far from 0, if in truth there were no difference.
+
+    Below 0.05 exactly where the 95 % `interval` excludes 0.
+
+    Args:
+        values: (S, P) differences between two designs.
+
+    >>> round(p_value([[0.0, 2.0], [4.0, 6.0]]), 3)
+    0.382
+    """
+    value, error, freedom = _mean(values)
+    if not error:
+        return float(value == 0)
+    return float(2 * t.sf(abs(value) / error, freedom))
+
+
+def _mean(values: ArrayLike) -> tuple[float, float, float]:
+    """Mean of a table, its standard error and the degrees of freedom of that."""
     table = _table(values)
     error = components(table).standard_error(*table.shape)
     freedom = _freedom(_mean_squares(table), error, *table.shape)
-    value = float(table.mean())
-    half = float(t.ppf(0.5 + level / 2, freedom)) * error
-    return Interval(value, value - half, value + half)
+    return float(table.mean()), error, freedom
 
 
 def _freedom(

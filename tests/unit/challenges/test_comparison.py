@@ -61,6 +61,27 @@ def test_with_seeds_alone_it_is_the_interval_of_a_t_test() -> None:
     np.testing.assert_allclose(found[1:], expected, rtol=1e-6)
 
 
+def test_with_patients_alone_it_is_the_p_value_of_a_t_test() -> None:
+    row = np.random.default_rng(0).normal(0.02, 0.05, 40)
+    expected = stats.ttest_1samp(row, 0).pvalue
+    assert comparison.p_value(np.tile(row, (3, 1))) == pytest.approx(expected, rel=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), level=st.floats(0.5, 0.999))
+def test_the_interval_excludes_zero_where_the_p_value_is_small(
+    seed: int, level: float
+) -> None:
+    one = table(seed, 4, 9, shift=0.05)
+    found = comparison.interval(one, level)
+    assert (found.low * found.high > 0) == (comparison.p_value(one) < 1 - level)
+
+
+def test_differences_that_never_vary_are_certain() -> None:
+    assert comparison.p_value(np.zeros((2, 3))) == 1
+    assert comparison.p_value(np.full((2, 3), 0.125)) == 0
+
+
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     inside = []
     for k in range(400):
