@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
+BOOK = Path(__file__).parents[2] / "book"
 HTML = Path(__file__).parents[2] / "_build" / "html"
 # Not the templates that the theme leaves among its static files.
 PAGES = sorted(
@@ -13,6 +15,11 @@ PAGES = sorted(
     if "_static" not in path.parts
 )
 MAX_PAGE_BYTES = 3_000_000
+QUIZZES = sorted(
+    path.relative_to(BOOK).with_suffix(".html").as_posix()
+    for path in BOOK.glob("*/*.ipynb")
+    if "display_quiz(" in path.read_text(encoding="utf-8")
+)
 
 
 def test_the_book_was_built() -> None:
@@ -71,6 +78,24 @@ def test_viewers_are_alive(visit, page: str) -> None:
             opened.wait_for_timeout(150)
             seen.add(picture.evaluate("node => node.toDataURL()"))
         assert len(seen | {before}) > 1
+
+
+@pytest.mark.parametrize("page", QUIZZES)
+def test_quiz_tells_wrong_from_right(visit, page: str) -> None:
+    questions = visit.open(HTML / page).locator("div.Quiz")
+    questions.first.wait_for(timeout=15_000)
+    for question in questions.all():
+        feedback, told = question.locator(".Feedback"), []
+        for correct, name in (("false", "incorrect"), ("true", "correct")):
+            question.locator(f'.MCButton[data-correct="{correct}"]').first.click()
+            expect(feedback).to_have_class(f"Feedback {name}")
+            told.append(feedback.inner_text().strip())
+        wrong, right = told
+        assert wrong
+        assert right
+        assert wrong != right
+    assert not visit.requests
+    assert not visit.errors
 
 
 def test_search_works_from_the_disk(visit) -> None:
