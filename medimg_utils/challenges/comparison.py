@@ -133,7 +133,7 @@ def p_value(values: ArrayLike) -> float:
         values: (S, P) differences between two designs.
 
     >>> round(p_value([[0.0, 2.0], [4.0, 6.0]]), 3)
-    0.382
+    0.35
     """
     value, error, freedom = _mean(values)
     if not error:
