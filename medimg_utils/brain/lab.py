@@ -39,7 +39,7 @@ from medimg_utils.training import BEST, LOG, load_tensors, read_log
 NAME = "brain-lab"
 UNSEEN = "unseen-patients"
 QUICK = 24  # patients on whom both quick modes are compared
-COMPARED = 20  # of them with the reference: a minute or two of a core for each
+COMPARED = 40  # new patients for whom the reference is computed: two minutes of a core each
 DIGITS = 4  # of the numbers of a single patient
 
 
