@@ -70,6 +70,7 @@ from medimg_utils.errors import InputError
 from medimg_utils.experiments import (
     choose,
     device_name,
+    facts_file,
     facts_of_run,
     protocol,
     provenance,
@@ -461,7 +462,7 @@ def train(
     rows = survival_cohort(parts.train + parts.validation)
     n = {name: len(part) for name, part in parts._asdict().items()}
     write_json_atomic(
-        (out / BEST).with_suffix(".json"),
+        facts_file(out),
         {
             **facts,
             "best": {
@@ -741,7 +742,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
         paths = {stage: pretrained.find(name, stage) for stage in STAGES}
         about = pretrained.FOLDER / f"{name}.json"
     else:
-        about, name = (Path(run) / BEST).with_suffix(".json"), Path(run).resolve().name
+        about, name = facts_file(Path(run)), Path(run).resolve().name
         paths = {stage: Path(run) / stage / BEST for stage in STAGES}
     missing = [path for path in (about, *paths.values()) if not path.is_file()]
     if missing:
@@ -793,7 +794,7 @@ def choose_anew(
     choice = patient_digests(cases)
     known = {"validation": sorted(own.union(choice)), "choice": choice}
     write_json_atomic(
-        (Path(run) / BEST).with_suffix(".json"),
+        facts_file(Path(run)),
         {**loaded.facts, **choices, "patients": {**met, **known}},
     )
     return choices

@@ -31,15 +31,17 @@ from medimg_utils.brain.experiment import (
 from medimg_utils.brain.inference import MODES
 from medimg_utils.brain.simulate import ensure_release
 from medimg_utils.errors import InputError
-from medimg_utils.experiments import describe
-from medimg_utils.labs import check_data, facts_file, once, read_facts
+from medimg_utils.experiments import describe, facts_file, read_facts
+from medimg_utils.labs import check_data, once
 from medimg_utils.release import describe_release, digest_of
 from medimg_utils.training import BEST, LOG, load_tensors, read_log
 
 NAME = "brain-lab"
 UNSEEN = "unseen-patients"
 QUICK = 24  # patients on whom both quick modes are compared
-COMPARED = 40  # new patients for whom the reference is computed: two minutes of a core each
+COMPARED = (
+    40  # new patients for whom the reference is computed: two minutes of a core each
+)
 DIGITS = 4  # of the numbers of a single patient
 
 
