@@ -249,13 +249,11 @@ def recovered(releases: Sequence[Path], *, trees: int = 100) -> dict[str, Any]:
 
 
 def _of(run: Path, release: Path) -> dict[str, str]:
-    """What an answer depends on: the data, the networks, and how they are used."""
-    files = [run / stage / BEST for stage in STAGES]
-    files.append(facts_file(run))
-    digests = "".join(digest_of(file)[:4] for file in files)
+    """What a comparison of modes depends on: the data and the networks."""
+    networks = [digest_of(run / stage / BEST)[:4] for stage in STAGES]
     return {
         "simulation": str(describe_release(release).get("simulation")),
-        "networks": digests,
+        "networks": "".join(networks),
     }
 
 
@@ -275,7 +273,7 @@ def _evaluate_once(
     truth = release / "simulation-truth.csv"
     answer = _once(
         file,
-        _of(run, release),
+        _of(run, release) | {"choices": digest_of(facts_file(run))},
         lambda: evaluate(release, run, truth=truth, progress=progress),
     )
     with truth.open(newline="", encoding="utf-8") as stream:
