@@ -6,8 +6,10 @@ and one instance of it a run size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning_fabric import Fabric
@@ -15,6 +17,7 @@ from lightning_fabric import Fabric
 from medimg_utils import results
 from medimg_utils.errors import InputError
 from medimg_utils.settings import SIZES
+from medimg_utils.training import BEST
 
 Settings = TypeVar("Settings")
 
@@ -63,6 +66,17 @@ def describe(experiment: Any) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def facts_file(run: Path) -> Path:
+    """The file of a run's folder that says what was trained; there once it is."""
+    return (run / BEST).with_suffix(".json")
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """What the file of a finished run says."""
+    facts: dict[str, Any] = json.loads(facts_file(run).read_text(encoding="utf-8"))
+    return facts
 
 
 def facts_of_run(

@@ -11,20 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medimg_utils.experiments import read_facts
 from medimg_utils.io import to_json, write_json_atomic
 from medimg_utils.release import describe_release
-from medimg_utils.training import BEST, RunError
-
-
-def facts_file(run: Path) -> Path:
-    """The file of a run's folder that says what was trained; there once it is."""
-    return (run / BEST).with_suffix(".json")
-
-
-def read_facts(run: Path) -> dict[str, Any]:
-    """What the file of a finished run says."""
-    facts: dict[str, Any] = json.loads(facts_file(run).read_text(encoding="utf-8"))
-    return facts
+from medimg_utils.training import RunError
 
 
 def check_data(run: Path, release: Path) -> None:

@@ -53,7 +53,7 @@ from medimg_utils.brain.inference import (
     SIDE,
     Networks,
     Segmenter,
-    without_small_enhancing,
+    without_doubtful_enhancing,
 )
 from medimg_utils.brain.models import (
     BORDER,
@@ -70,6 +70,7 @@ from medimg_utils.errors import InputError
 from medimg_utils.experiments import (
     choose,
     device_name,
+    facts_file,
     facts_of_run,
     protocol,
     provenance,
@@ -108,7 +109,7 @@ Network = TypeVar("Network", bound=nn.Module)
 STAGES = ("find", "segment", "one-pass")  # folders of a run, one a network
 REHEARSE = "rehearse"  # folder of what the second network may learn beforehand
 ENDINGS = ("_seg.nii.gz", ".json")  # of the files that predict writes
-LEAST_ENHANCING = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # cm³ to choose from
+LEAST_CERTAIN = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # certain cm³ to choose from
 
 FAULTS = (
     {
@@ -333,7 +334,7 @@ def train(
     """Train the three networks on a release, one after the other.
 
     Patients of the test fold are never touched. Epochs, the mode of inference and the rule
-    for small enhancing tumours are chosen on validation patients. The folder then holds
+    for doubtful enhancing tumours are chosen on validation patients. The folder then holds
 
     | file | content |
     |---|---|
@@ -461,7 +462,7 @@ def train(
     rows = survival_cohort(parts.train + parts.validation)
     n = {name: len(part) for name, part in parts._asdict().items()}
     write_json_atomic(
-        (out / BEST).with_suffix(".json"),
+        facts_file(out),
         {
             **facts,
             "best": {
@@ -592,9 +593,9 @@ def choose_on_validation(
     *,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """The default mode and the rule for small enhancing tumours.
+    """The default mode and the rule for doubtful enhancing tumours.
 
-    Both quick modes segment the validation patients. Each takes the least enhancing volume
+    Both quick modes segment the validation patients. Each takes the least certain volume
     that gives it the best mean Dice of that region; the mode with the better mean Dice of
     all regions becomes the default.
 
@@ -610,19 +611,19 @@ def choose_on_validation(
     for mode in ("fast", "one-pass"):
         segmenter = Segmenter(networks, mode)
         bar = tqdm(prepared, mode, disable=not progress, leave=False)
-        labels = [segmenter.labels(one) for one in bar]
+        answers = [segmenter.segment(one) for one in bar]
         by_least = {}
-        for least in LEAST_ENHANCING:
+        for least in LEAST_CERTAIN:
             values = [
-                dices(without_small_enhancing(one, voxel_cm3, least), truth)
-                for one, (truth, voxel_cm3) in zip(labels, truths, strict=True)
+                dices(without_doubtful_enhancing(one, voxel_cm3, least), truth)
+                for one, (truth, voxel_cm3) in zip(answers, truths, strict=True)
             ]
             by_least[least] = {
                 name: float(np.mean([row[name] for row in values])) for name in REGIONS
             }
         best = max(by_least, key=lambda least: by_least[least]["ET"])
         found[mode] = {
-            "least_enhancing_cm3": best,
+            "least_certain_cm3": best,
             "dice": by_least[best],
             "mean_dice": float(np.mean(list(by_least[best].values()))),
         }
@@ -741,7 +742,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
         paths = {stage: pretrained.find(name, stage) for stage in STAGES}
         about = pretrained.FOLDER / f"{name}.json"
     else:
-        about, name = (Path(run) / BEST).with_suffix(".json"), Path(run).resolve().name
+        about, name = facts_file(Path(run)), Path(run).resolve().name
         paths = {stage: Path(run) / stage / BEST for stage in STAGES}
     missing = [path for path in (about, *paths.values()) if not path.is_file()]
     if missing:
@@ -764,11 +765,11 @@ def load_run(run: str | os.PathLike[str]) -> Run:
 def choose_anew(
     run: str | os.PathLike[str], data: str | os.PathLike[str], *, progress: bool = True
 ) -> dict[str, Any]:
-    """Choose mode and rule for small enhancing tumours anew, on more patients.
+    """Choose mode and rule for doubtful enhancing tumours anew, on more patients.
 
     Among a few validation patients hardly one has a tumour that does not enhance, and the
     rule is about these. The networks stay as they are. The run remembers the patients as
-    validation patients, so that nothing is ever measured on them.
+    validation patients, so that nothing is ever measured on them; they may choose again.
 
     Args:
         run: folder of a finished run.
@@ -782,27 +783,31 @@ def choose_anew(
         LeakError: nobody is left.
     """
     loaded = load_run(run)
-    cases = unseen_cases(loaded, data)[0]
+    patients = loaded.facts["patients"]
+    own = set(patients["validation"]) - set(patients.get("choice", ()))
+    met = {**patients, "validation": sorted(own)}
+    before = replace(loaded, facts={**loaded.facts, "patients": met})
+    cases = unseen_cases(before, data)[0]
     prepared = prepare_cases(cases, loaded.experiment.voxel, progress=progress)
     choices = choose_on_validation(loaded.networks, cases, prepared, progress=progress)
     choices["chosen_on"] = describe_data(data, cases)
-    patients = loaded.facts["patients"]
-    known = sorted({*patients["validation"], *patient_digests(cases)})
+    choice = patient_digests(cases)
+    known = {"validation": sorted(own.union(choice)), "choice": choice}
     write_json_atomic(
-        (Path(run) / BEST).with_suffix(".json"),
-        {**loaded.facts, **choices, "patients": {**patients, "validation": known}},
+        facts_file(Path(run)),
+        {**loaded.facts, **choices, "patients": {**met, **known}},
     )
     return choices
 
 
-def least_enhancing(run: Run, mode: str) -> float:
-    """cm³ of enhancing tumour below which a mode's answer is called core.
+def least_certain(run: Run, mode: str) -> float:
+    """cm³ of certain enhancing tumour below which a mode's answer is called core.
 
     The reference is too slow to choose one for; it takes that of the fast mode, which
     imitates it.
     """
     chosen = run.facts["modes"]
-    return chosen[mode if mode in chosen else "fast"]["least_enhancing_cm3"]
+    return chosen[mode if mode in chosen else "fast"]["least_certain_cm3"]
 
 
 class Prediction(NamedTuple):
@@ -831,9 +836,9 @@ def predict_case(run: Run, case: Case, segmenter: Segmenter) -> Prediction:
     scan = load(case)
     prepared = prepare_scan(case, scan, run.experiment.voxel)
     started = time.perf_counter()
-    labels = segmenter.labels(prepared)
-    least = least_enhancing(run, segmenter.mode)
-    labels = without_small_enhancing(labels, _voxel_cm3(scan), least)
+    found = segmenter.segment(prepared)
+    least = least_certain(run, segmenter.mode)
+    labels = without_doubtful_enhancing(found, _voxel_cm3(scan), least)
     return Prediction(scan, prepared, labels, time.perf_counter() - started)
 
 
@@ -890,7 +895,7 @@ def evaluate(
         "fold": loaded.facts["fold"] if held_out else None,
         "protocol": protocol(held_out),
         "mode": segmenter.mode,
-        "least_enhancing_cm3": least_enhancing(loaded, segmenter.mode),
+        "least_certain_cm3": least_certain(loaded, segmenter.mode),
         "experiment": asdict(loaded.experiment),
         "n": {"cases": len(rows), "patients": len({row["patient"] for row in rows})},
         "regions": summarise(rows, draws),
@@ -991,7 +996,7 @@ def compare_modes(
 ) -> dict[str, Any]:
     """Price and worth of the modes of inference, on the same unseen patients.
 
-    The rule for small enhancing tumours, which each mode chooses for itself, is left out.
+    The rule for doubtful enhancing tumours, which each mode chooses for itself, is left out.
     On a CPU the seconds are those of the processor, summed over its threads: other work
     on the machine does not lengthen them.
 
@@ -1025,7 +1030,7 @@ def compare_modes(
         first: NDArray[np.uint8] | None = None
         for mode, segmenter in segmenters.items():
             started = clock()
-            labels = segmenter.labels(prepared)
+            labels = segmenter.segment(prepared).labels
             seconds = clock() - started
             first = labels if first is None else first
             against = dices(labels, _truth(scan))
@@ -1182,7 +1187,7 @@ def _answer(run: Run, case: Case, prediction: Prediction, mode: str) -> dict[str
             "use_case": "brain",
             "run": run.name,
             "mode": mode,
-            "least_enhancing_cm3": least_enhancing(run, mode),
+            "least_certain_cm3": least_certain(run, mode),
             "experiment": asdict(run.experiment),
             "trained_on": run.facts["data"],
         },

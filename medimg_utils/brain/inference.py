@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ SIDE = 36  # side of step 2's output, published
 STRIDE = 9  # of the published tiling
 RIM = 7  # last planes of a tile that depend on where it ends; see `UnpaddedUNet`
 CORE, OEDEMA, ENHANCING = 1, 2, 3
+CERTAIN = 0.9  # probability from which a voxel of enhancing tumour counts as certain
 MEMORY = 2**31  # bytes that the activations of one piece may take in one pass
 Triple = tuple[int, int, int]
 Tile = tuple[Triple, Triple]  # start and size of the output
@@ -294,6 +296,18 @@ class Networks:
     margin: int
 
 
+class Segmentation(NamedTuple):
+    """What both steps say about one case.
+
+    Attributes:
+        labels: (D, H, W) uint8 0 to 3 of the whole volume, in its own voxels.
+        certain: how many of its voxels are enhancing tumour with at least `CERTAIN`.
+    """
+
+    labels: NDArray[np.uint8]
+    certain: int
+
+
 class Segmenter:
     """Both steps in one of the `MODES`, ready for case after case.
 
@@ -344,8 +358,8 @@ class Segmenter:
         width = self.networks.one_pass.head.in_channels
         return whole_box(shape, width, self.engine.dtype.itemsize)
 
-    def labels(self, prepared: Prepared) -> NDArray[np.uint8]:
-        """(D, H, W) labels 0 to 3 of the whole volume, in its own voxels.
+    def segment(self, prepared: Prepared) -> Segmentation:
+        """Labels of one case, and how much of its enhancing tumour is certain.
 
         Probabilities go back to the scanner's voxels before the largest one is taken: an
         outline between two network voxels then stays between them.
@@ -354,19 +368,25 @@ class Segmenter:
         probability[0][~torch.from_numpy(allowed)] = 1
         probability[1:, ~torch.from_numpy(allowed)] = 0
         native = prepared.grid.to_box(probability.numpy())
-        labels = native.argmax(axis=0).astype(np.uint8)
-        return prepared.grid.to_volume(labels)
+        labels = prepared.grid.to_volume(native.argmax(axis=0).astype(np.uint8))
+        return Segmentation(labels, int((native[ENHANCING] >= CERTAIN).sum()))
 
 
-def without_small_enhancing(
-    labels: NDArray[np.uint8], voxel_cm3: float, least_cm3: float
+def without_doubtful_enhancing(
+    found: Segmentation, voxel_cm3: float, least_cm3: float
 ) -> NDArray[np.uint8]:
-    """Call enhancing tumour core where there is less of it than `least_cm3`.
+    """Call enhancing tumour core where less than `least_cm3` of it is certain.
 
     A few false voxels in a tumour that does not enhance cost the whole Dice of that
-    region: 0 instead of 1.
+    region: 0 instead of 1. Their volume alone does not betray them, for a small tumour
+    that does enhance is as small; but of such specks the network is rarely certain.
+
+    Args:
+        found: by a `Segmenter`.
+        voxel_cm3: volume of a voxel.
+        least_cm3: below it all enhancing tumour becomes core; 0 changes nothing.
     """
-    enhancing = labels == ENHANCING
-    if enhancing.sum() * voxel_cm3 >= least_cm3:
-        return labels
-    return np.where(enhancing, np.uint8(CORE), labels)
+    if found.certain * voxel_cm3 >= least_cm3:
+        return found.labels
+    enhancing = found.labels == ENHANCING
+    return np.where(enhancing, np.uint8(CORE), found.labels)

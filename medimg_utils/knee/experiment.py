@@ -40,6 +40,7 @@ from medimg_utils import pretrained
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import (
     choose,
+    facts_file,
     facts_of_run,
     provenance,
     raise_failures,
@@ -459,7 +460,7 @@ def train(
         standardiser.save(out / f"landmarks-{series}.json")
     save_tensors(out / BEST, tensors, {"parts": [part.name for part in parts]})
     write_json_atomic(
-        (out / BEST).with_suffix(".json"),
+        facts_file(out),
         {
             **facts,
             "parts": [

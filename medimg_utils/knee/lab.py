@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from medimg_utils import pretrained, results
-from medimg_utils.experiments import describe
+from medimg_utils.experiments import describe, facts_file, read_facts
 from medimg_utils.io import to_json
 from medimg_utils.knee.dataset import DIAGNOSES
 from medimg_utils.knee.experiment import Experiment, evaluate, train
 from medimg_utils.knee.simulate import HELD_OUT, LAB_TESTS, ensure_release
-from medimg_utils.labs import check_data, facts_file, once, read_facts
+from medimg_utils.labs import check_data, once
 from medimg_utils.release import describe_release, digest_of
 from medimg_utils.training import BEST, read_log
 

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from medimg_utils import metrics, pretrained
 from medimg_utils.experiments import (
     choose,
+    facts_file,
     facts_of_run,
     protocol,
     provenance,
@@ -348,7 +349,7 @@ def train(
     thresholds = choose_thresholds(network, validation, chosen, prior, progress)
     n = {name: len(part) for name, part in parts._asdict().items()}
     write_json_atomic(
-        (out / BEST).with_suffix(".json"),
+        facts_file(out),
         {
             **facts,
             "best": stored["best"],

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from medimg_utils import pretrained, results
-from medimg_utils.experiments import describe
-from medimg_utils.labs import check_data, facts_file, once, read_facts
+from medimg_utils.experiments import describe, facts_file, read_facts
+from medimg_utils.labs import check_data, once
 from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
 from medimg_utils.pneumothorax.simulate import (
     HELD_OUT,

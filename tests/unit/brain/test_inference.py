@@ -10,6 +10,7 @@ from medimg_utils.brain.inference import (
     MODES,
     RIM,
     Networks,
+    Segmentation,
     Segmenter,
     coarsen,
     dilate,
@@ -22,7 +23,7 @@ from medimg_utils.brain.inference import (
     thinned_tiles,
     touching,
     whole_box,
-    without_small_enhancing,
+    without_doubtful_enhancing,
 )
 from medimg_utils.brain.models import (
     BORDER,
@@ -210,12 +211,15 @@ def test_dilation_is_that_of_a_ball():
     assert dilate(mask, 0) is mask
 
 
-def test_small_enhancing_tumours_become_core():
+def test_doubtful_enhancing_tumours_become_core():
     labels = np.array([1, 2, 3, 3, 0], np.uint8).reshape(1, 1, 5)
-    assert np.array_equal(without_small_enhancing(labels, 0.5, 1.0), labels)
-    changed = without_small_enhancing(labels, 0.5, 1.01)
+    found = Segmentation(labels, certain=2)
+    assert np.array_equal(without_doubtful_enhancing(found, 0.5, 1.0), labels)
+    changed = without_doubtful_enhancing(found, 0.5, 1.01)
     assert changed.ravel().tolist() == [1, 2, 1, 1, 0]
     assert labels.ravel().tolist() == [1, 2, 3, 3, 0]
+    none_certain = Segmentation(labels, certain=0)
+    assert np.array_equal(without_doubtful_enhancing(none_certain, 0.5, 0.0), labels)
 
 
 # -------------------------------------------------------------------------------- both steps
@@ -284,7 +288,8 @@ def test_two_steps_find_the_tumour_and_its_parts(mode, voxel):
     images, labels = patient()
     prepared = prepare(images, (1.0, 1.0, 1.0), voxel)
     margin = 0 if voxel == 1 else 1
-    found = Segmenter(networks(margin=margin), mode).labels(prepared)
+    answer = Segmenter(networks(margin=margin), mode).segment(prepared)
+    found = answer.labels
     assert found.shape == labels.shape
     if voxel == 1:
         assert (found == labels).mean() > 0.999
@@ -293,6 +298,7 @@ def test_two_steps_find_the_tumour_and_its_parts(mode, voxel):
         total = (found == label).sum() + (labels == label).sum()
         assert 2 * both.sum() / total > (0.97 if voxel == 1 else 0.6)
     assert not found[7:11, 20:24, 16:20].any()  # not part of the largest component
+    assert 0 < answer.certain <= (found == 3).sum()
 
 
 def test_step_1_can_be_coarser():
@@ -311,7 +317,7 @@ def test_step_1_can_be_coarser():
 def test_without_a_find_the_whole_brain_is_searched():
     images, labels = patient()
     prepared = prepare(images, (1.0, 1.0, 1.0), 1.0)
-    found = Segmenter(networks(find=Bright(99.0)), "fast").labels(prepared)
+    found = Segmenter(networks(find=Bright(99.0)), "fast").segment(prepared).labels
     assert (found == labels).mean() > 0.99
     assert found[9, 22, 18]  # now the bright spot counts as well
     assert not found[images.max(0) == 0].any()
@@ -325,7 +331,7 @@ def test_one_pass_uses_its_own_weights(monkeypatch):
     monkeypatch.setattr(inference, "fuse", lambda network: network)
     own = ByChannel(1, FixedNorm)
     segmenter = Segmenter(networks(one_pass=own, segment=Middle()), "one-pass")
-    assert (segmenter.labels(prepared) == labels).mean() > 0.99
+    assert (segmenter.segment(prepared).labels == labels).mean() > 0.99
 
 
 def test_an_unknown_mode_is_refused():
