@@ -170,13 +170,26 @@ def bootstrap(
         level: share of the draws inside the interval.
     """
     groups, drawn = _draw_patients(patients, draws, seed)
-    order = np.argsort(groups, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(groups))[:-1])
+    members = images_of_patients(patients)
     value = float(statistic(np.arange(groups.size)))
     found = np.array(
         [statistic(np.concatenate([members[k] for k in whom])) for whom in drawn]
     )
     return _percentiles(value, found, level)
+
+
+def images_of_patients(patients: ArrayLike) -> list[NDArray[np.intp]]:
+    """Indices of each patient's images, for a bootstrap that draws whole patients.
+
+    Args:
+        patients: (N,) identifier of each image's patient.
+
+    >>> [one.tolist() for one in images_of_patients(["b", "a", "b"])]
+    [[1], [0, 2]]
+    """
+    _, groups = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(groups))[:-1])
 
 
 def _draw_patients(

@@ -38,6 +38,7 @@ class Words:
     shows: str
     lacks: str
     command: str
+    intervals: str = "over patients"
 
 
 WORDS = {
@@ -76,9 +77,9 @@ WORDS = {
         not_made_for="Any decision about a patient. It was never tested in a clinic, and "
         "simulated exams are simpler than real ones.",
         limits="Two anatomies stand behind all exams of the training, one behind the test "
-        "on an unseen anatomy. Not every network has learned its task; the chapter on "
-        "MRNet shows which. An activation map has coarse cells and shows what speaks for "
-        "an answer, not whether it is right.",
+        "on an unseen anatomy. Whether each network has learned its task, the chapter on "
+        "MRNet shows. An activation map has coarse cells and shows what speaks for an "
+        "answer, not whether it is right.",
         made_from="Label maps of three knees, listed under [](../data.md), reshaped, with "
         "tears and other findings drawn in, rendered by the signal equations of MR.",
         shows="Exams of three series in the layout of MRNet, lean to heavy, left and right, "
@@ -87,6 +88,8 @@ WORDS = {
         "scanners beyond those that were modelled.",
         command="python -m medimg_utils predict knee --run lab --data MRNet-v1.0 "
         "--split valid --out DIR",
+        intervals="over exams, each of which counts as a patient of its own: the layout "
+        "of MRNet names no patients, and among the simulated exams each is one",
     ),
     "brain": Words(
         title="Brain tumours in MRI, and survival",
@@ -396,6 +399,13 @@ def model_card(name: str) -> str:
         Template(text).substitute(_facts(stored))
         for text in (words.network, words.trained_on, words.limits)
     )
+    groups = by_group(name, stored)
+    flat = (
+        " An interval from 1.00 to 1.00 says that ill and well did not overlap in these "
+        "exams, not that they never do."
+        if "(1.00 to 1.00)" in groups
+        else ""
+    )
     parts = {
         "Model": f"{network} Run size `{about['size']}`, seed {about['seed']}, "
         f"commit `{about['commit']}`, PyTorch {about['versions']['torch']}; "
@@ -403,15 +413,14 @@ def model_card(name: str) -> str:
         "Intended use": f"{words.made_for}\n\n**Not for:** {words.not_made_for}\n\n"
         f"`{words.command}`",
         "Training data": f"{trained_on} {_composition(about)}",
-        "Measured": "With 95 % intervals over patients. All exams are simulated; how each "
-        "threshold was chosen is told in the chapters. A calibration error of a few "
+        "Measured": f"With 95 % intervals {words.intervals}. All exams are simulated; how "
+        "each threshold was chosen is told in the chapters. A calibration error of a few "
         "exams is too large by chance alone; its interval allows for that.\n\n"
         f"{measured(name, stored)}",
         "By group": "On unseen patients. With fewer than "
         f"{FEWEST} ill (or {FEWEST} well, where an AUC compares them) a group is too few "
-        "for a number. Many groups are compared: of twenty such intervals that hold, one "
-        "misses the truth by chance.\n\n"
-        f"{by_group(name, stored)}",
+        "for a number. Many groups are compared: by chance alone one interval in twenty "
+        f"misses the truth.{flat}\n\n{groups}",
         "Known limits": limits,
     }
     return "\n\n".join(f"### {head}\n\n{text}" for head, text in parts.items())

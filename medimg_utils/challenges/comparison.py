@@ -18,7 +18,7 @@ from scipy.integrate import quad
 from scipy.stats import nct, norm, t
 
 from medimg_utils.errors import InputError
-from medimg_utils.metrics import Interval
+from medimg_utils.metrics import Interval, images_of_patients
 
 #: No study has more seeds than this.
 MANY = 10_000
@@ -228,21 +228,20 @@ def bootstrap(
     >>> bootstrap(lambda s, k: scores[np.ix_(s, k)].mean(), 2, ["a", "b"]).tolist()
     [1.5, 1.0, 2.0]
     """
-    names, groups = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    if seeds < 2 or names.size < 2:
+    members = images_of_patients(patients)
+    count = len(members)
+    if seeds < 2 or count < 2:
         raise InputError(
-            f"{seeds} seeds and {names.size} patients: at least two of each are needed "
+            f"{seeds} seeds and {count} patients: at least two of each are needed "
             "to tell how much others would differ."
         )
-    members = [np.flatnonzero(groups == k) for k in range(names.size)]
     random = np.random.default_rng(seed)
-    value = np.asarray(statistic(np.arange(seeds), np.arange(groups.size)), np.float64)
+    everything = np.arange(seeds), np.arange(np.size(patients))
+    value = np.asarray(statistic(*everything), np.float64)
     drawn = [
         statistic(
             random.integers(seeds, size=seeds),
-            np.concatenate(
-                [members[k] for k in random.integers(names.size, size=names.size)]
-            ),
+            np.concatenate([members[k] for k in random.integers(count, size=count)]),
         )
         for _ in range(draws)
     ]
