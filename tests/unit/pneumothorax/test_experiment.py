@@ -354,6 +354,25 @@ def test_the_verbs_from_the_shell(run, release, tmp_path, monkeypatch):
     assert len(list((tmp_path / "p").iterdir())) == 6
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
+def test_a_place_that_takes_no_results_stops_before_the_work(
+    run, release, tmp_path, monkeypatch, verb
+):
+    for work in ("read_release", "load_run"):  # what comes first in each of the verbs
+        monkeypatch.setattr(experiment, work, lambda *_: pytest.fail("has begun"))
+    taken = tmp_path / "a file"
+    taken.touch()
+    given = {
+        "train": ("--data", release),
+        "evaluate": ("--data", release, "--run", run),
+        "predict": (next(release.rglob("*.dcm")), "--run", run),
+    }
+    words = (verb, "pneumothorax", *given[verb], "--out", taken / "out")
+    done = shell(*words)
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert "cannot take results (" in done.output
+
+
 def test_errors_are_one_line_without_traceback(tmp_path):
     words = ["train", "pneumothorax", "--data", str(tmp_path), "--out", "x"]
     done = CliRunner().invoke(command.app, words)
