@@ -331,7 +331,8 @@ def read_release(root: str | os.PathLike[str]) -> list[Record]:
 
 def _files_by_stem(root: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = defaultdict(list)
-    seen = set()  # images often lie on another disk: follow links, but not in circles
+    # Images often lie on another disk: follow links, but not in circles.
+    seen: set[str] = set()
     for folder, below, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
