@@ -391,6 +391,9 @@ def _train(
     **options: Any,
 ) -> Any:
     """Train with the settings of a size; the environment gives what is not given."""
+    from medimg_utils.io import check_folder
+
+    check_folder(out)  # now, not after minutes of decoding
     settings = get_settings()
     return experiment.train(
         data,

@@ -8,6 +8,7 @@ file knows it. `read_nifti` reads a volume with its place in space.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import json
@@ -16,6 +17,7 @@ import os
 import pickle
 import re
 import secrets
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -639,6 +641,45 @@ def write_png_atomic(path: str | os.PathLike[str], pixels: NDArray[Any]) -> None
         Image.fromarray(pixels).save(partial, format="PNG")
 
 
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder for results in which no file can be made, before any work is done.
+
+    Nothing is left behind: a folder that did not exist does not exist afterwards.
+
+    Raises:
+        InputError: says why, as the system puts it.
+    """
+    folder = Path(folder)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot take results ({error.strerror}). Give the path of a folder "
+            "that may be written to."
+        ) from error
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a file for results that cannot be made, before any work is done.
+
+    Raises:
+        InputError: it is a folder, or its folder takes no files.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder. Give the path of a file for the results."
+        )
+    check_folder(path.parent)
+
+
 def check_outputs(
     inputs: Sequence[Path],
     out: Path,
@@ -663,6 +704,12 @@ def check_outputs(
         raise InputError("no file was given. Give one or more image files.")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Give the path of a folder for the results.")
+    folders = [str(path) for path in inputs if path.is_dir()]
+    if folders:
+        raise InputError(
+            f"{', '.join(folders)}: a folder, but image files are expected. Name the files "
+            "in it, for instance with a *."
+        )
     missing = [str(path) for path in inputs if not path.is_file()]
     if missing:
         raise InputError(f"there is no file {', '.join(missing)}. Check the path.")
@@ -695,3 +742,4 @@ def check_outputs(
             raise InputError(
                 f"a result would overwrite the input {path}. Give another folder."
             )
+    check_folder(out)

@@ -79,6 +79,7 @@ from medimg_utils.experiments import (
 )
 from medimg_utils.io import (
     ImageError,
+    check_file,
     check_outputs,
     to_json,
     write_json_atomic,
@@ -876,8 +877,11 @@ def evaluate(
         The numbers. What is undefined is NaN (null in the file).
 
     Raises:
+        InputError: `out` cannot be written.
         LeakError: no patient is left, or the fold is one that the run was trained on.
     """
+    if out is not None:
+        check_file(out)
     loaded = load_run(run)
     cases, held_out = unseen_cases(loaded, data, fold)
     segmenter = Segmenter(loaded.networks, mode or loaded.mode)

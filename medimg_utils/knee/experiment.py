@@ -47,7 +47,7 @@ from medimg_utils.experiments import (
     setting,
 )
 from medimg_utils.geometry import Geometry
-from medimg_utils.io import atomic_path, to_json, write_json_atomic
+from medimg_utils.io import atomic_path, check_file, to_json, write_json_atomic
 from medimg_utils.knee import localise, rehearsal
 from medimg_utils.knee.dataset import (
     DIAGNOSES,
@@ -931,8 +931,10 @@ def evaluate(
 
     Raises:
         LeakError: every exam was used in training.
-        InputError: the split has no labels.
+        InputError: the split has no labels, or `out` cannot be written.
     """
+    if out is not None:
+        check_file(out)
     loaded = load_run(run)
     everyone = read_release(data, split, allow_missing=allow_missing)
     if not everyone[0].labels:

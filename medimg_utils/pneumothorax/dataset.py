@@ -40,6 +40,7 @@ from medimg_utils.io import (
 from medimg_utils.pneumothorax.preprocess import (
     Augment,
     ContrastError,
+    check_film,
     prepare,
     prepare_mask,
     to_network,
@@ -197,6 +198,8 @@ def _siim_table(root: Path) -> dict[str, tuple[str, ...]]:
                 "or -1 are expected. The table may be cut off: download it again."
             )
         regions[name].append(text)
+    if not regions:
+        raise DatasetError(f"{path} lists no image. Download it again.")
     both = [
         name
         for name, texts in regions.items()
@@ -300,6 +303,8 @@ def _nih_table(root: Path) -> tuple[Path, pd.DataFrame]:
     if missing:
         raise DatasetError(f"{paths[0]} has no columns {', '.join(sorted(missing))}.")
     table = table[table["image index"] != ""]
+    if table.empty:
+        raise DatasetError(f"{paths[0]} lists no image. Download it again.")
     twice = table["image index"][table["image index"].duplicated()]
     if len(twice):
         raise DatasetError(
@@ -326,7 +331,14 @@ def read_release(root: str | os.PathLike[str]) -> list[Record]:
 
 def _files_by_stem(root: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = defaultdict(list)
-    for folder, _, names in os.walk(root):
+    # Images often lie on another disk: follow links, but not in circles.
+    seen: set[str] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
         for name in names:
             stem, ending = os.path.splitext(name)
             if ending.lower() in endings and not name.startswith("."):
@@ -567,10 +579,11 @@ def _file_checks(records: list[Record], progress: bool) -> list[Check]:
     def one(record: Record) -> tuple[str, Any, str]:
         try:
             image = read_image(record.path)
+            check_film(image.pixels)
+        except ContrastError as error:
+            return "unreadable", None, f"{record.path}: {error}"
         except (ImageError, OSError) as error:
             return "unreadable", None, str(error)
-        if not np.ptp(image.pixels) > 0:
-            return "unreadable", None, f"{record.path} is blank: all pixels are equal"
         shape = (image.pixels.shape[0], image.pixels.shape[1])
         facts = (shape, image.spacing_mm is not None, image.meta.get("photometric"))
         try:

@@ -34,6 +34,7 @@ from medimg_utils.experiments import (
 from medimg_utils.io import (
     Image2D,
     ImageError,
+    check_file,
     check_outputs,
     read_image,
     to_json,
@@ -594,8 +595,11 @@ def evaluate(
         The numbers. What is undefined is NaN (null in the file).
 
     Raises:
+        InputError: `out` cannot be written.
         LeakError: no patient is left, or the fold is one that the run was trained on.
     """
+    if out is not None:
+        check_file(out)
     loaded = load_run(run)
     check_held_out(loaded.name, loaded.facts, fold)
     everyone = read_release(data)

@@ -40,7 +40,7 @@ from medimg_utils.geometry import Geometry
 
 
 class ContrastError(InputError):
-    """An image shows nothing: all its pixels have the same value."""
+    """An image shows nothing: all its pixels have the same value, or it is a strip."""
 
 
 # -------------------------------------------------------------------------- grey values
@@ -95,6 +95,21 @@ def _blank(value: float) -> ContrastError:
     )
 
 
+def check_film(pixels: NDArray[np.floating]) -> None:
+    """Refuse (H, W) pixels that cannot be a radiograph.
+
+    Raises:
+        ContrastError: all pixels are equal, or one side is more than ten times the other.
+    """
+    if min(pixels.shape) * 10 < max(pixels.shape):
+        raise ContrastError(
+            f"an image of {pixels.shape[0]} × {pixels.shape[1]} pixels is a strip, not a "
+            "radiograph. Check the file."
+        )
+    if not np.ptp(pixels) > 0:
+        raise _blank(float(pixels.flat[0]))
+
+
 def prepare(
     pixels: NDArray[np.floating], size: int = 480
 ) -> tuple[NDArray[np.uint8], Geometry]:
@@ -112,10 +127,9 @@ def prepare(
         (size, size) uint8, and the geometry that leads back.
 
     Raises:
-        ContrastError: all pixels are equal.
+        ContrastError: see `check_film`.
     """
-    if not np.ptp(pixels) > 0:  # before rescaling, which leaves rounding errors
-        raise _blank(float(pixels.flat[0]))
+    check_film(pixels)  # before rescaling, which leaves rounding errors
     geometry = Geometry((pixels.shape[0], pixels.shape[1]), size)
     square = geometry.to_square(
         torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))

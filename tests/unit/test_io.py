@@ -21,6 +21,8 @@ from medimg_utils.io import (
     RunLengthError,
     apply_window,
     atomic_path,
+    check_file,
+    check_folder,
     check_outputs,
     decode_rle,
     encode_rle,
@@ -392,6 +394,23 @@ def test_missing_inputs_and_a_file_as_folder_are_refused(tmp_path):
         check_outputs([path], path, ENDINGS)
     with pytest.raises(InputError, match="no file was given"):
         check_outputs([], tmp_path, ENDINGS)
+    with pytest.raises(InputError, match="a folder, but image files"):
+        check_outputs([tmp_path], tmp_path / "out", ENDINGS)
+
+
+def test_a_place_for_results_is_tried_and_left_as_it_was(tmp_path):
+    check_folder(tmp_path / "new" / "deep er")
+    check_file(tmp_path / "new" / "numbers.json")
+    assert not list(tmp_path.iterdir())
+    (path,) = _files(tmp_path, "a.dcm")
+    with pytest.raises(InputError, match=r"a\.dcm.x cannot take results \(Not a dir"):
+        check_outputs([path], path / "x", ENDINGS)
+    with pytest.raises(InputError, match="is a folder"):
+        check_file(tmp_path)
+    for place in (Path("/proc/results"), Path("/dev/null/results")):  # for root, too
+        with pytest.raises(InputError, match="cannot take results"):
+            check_file(place / "numbers.json")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.dcm"]
 
 
 # ---------------------------------------------------------------------- pickled arrays

@@ -107,12 +107,22 @@ def test_without_patient_id_an_image_is_its_own_patient(tmp_path, write_dicom):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [("1.2.3.0.0,-1\n1.2.3.0.0,5 2\n", "both negative"), ("1.2.3.0.0,\n", "no entry"),
-     ("other,-1\n", "none of the 1 images")],
+     ("other,-1\n", "none of the 1 images"), ("", "lists no image")],
 )  # fmt: skip
 def test_tables_that_contradict_themselves_are_refused(small, rows, message):
     table(small, "ImageId,EncodedPixels\n" + rows)
     with pytest.raises(DatasetError, match=message):
         read_siim(small)
+
+
+def test_images_on_another_disk_are_found_once(small, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "train-rle.csv").write_text((small / "train-rle.csv").read_text())
+    (linked / "dicom-images").symlink_to(small)
+    (small / "circle").symlink_to(small)
+    names = [record.image_id for record in read_siim(small)]
+    assert [record.image_id for record in read_siim(linked)] == names
 
 
 def test_two_files_of_one_image_are_refused(small, write_dicom):
@@ -193,6 +203,10 @@ def test_a_part_of_nih_is_enough(nih):
 def test_nih_tables_with_gaps_are_refused(nih):
     (nih / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels\na.png,x\n")
     with pytest.raises(DatasetError, match="patient id"):
+        read_nih(nih)
+    head = "Image Index,Finding Labels,Patient ID\n"
+    (nih / "Data_Entry_2017.csv").write_text(head)
+    with pytest.raises(DatasetError, match="lists no image"):
         read_nih(nih)
 
 

@@ -166,8 +166,6 @@ def test_evaluating_on_training_patients_is_refused(run, release, tmp_path):
     rows = [f"{r.image_id},{r.rle[0] if r.rle else -1}" for r in records]
     (tmp_path / "train-rle.csv").write_text("\n".join(["ImageId,EncodedPixels", *rows]))
     (tmp_path / "dicom-images").symlink_to(release / "dicom-images")
-    for record in records:  # os.walk does not follow the link: copy the files
-        (tmp_path / record.path.name).write_bytes(record.path.read_bytes())
     with pytest.raises(LeakError, match="every patient"):
         evaluate(tmp_path, run, progress=False)
 
@@ -352,6 +350,25 @@ def test_the_verbs_from_the_shell(run, release, tmp_path, monkeypatch):
     )
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "p").iterdir())) == 6
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
+def test_a_place_that_takes_no_results_stops_before_the_work(
+    run, release, tmp_path, monkeypatch, verb
+):
+    for work in ("read_release", "load_run"):  # what comes first in each of the verbs
+        monkeypatch.setattr(experiment, work, lambda *_: pytest.fail("has begun"))
+    taken = tmp_path / "a file"
+    taken.touch()
+    given = {
+        "train": ("--data", release),
+        "evaluate": ("--data", release, "--run", run),
+        "predict": (next(release.rglob("*.dcm")), "--run", run),
+    }
+    words = (verb, "pneumothorax", *given[verb], "--out", taken / "out")
+    done = shell(*words)
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert "cannot take results (" in done.output
 
 
 def test_errors_are_one_line_without_traceback(tmp_path):

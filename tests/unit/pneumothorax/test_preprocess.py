@@ -132,6 +132,12 @@ def test_a_blank_image_is_refused():
         prepare(np.full((50, 60), 0.3, np.float32))
 
 
+@pytest.mark.parametrize("shape", [(1024, 1), (3, 100)])
+def test_a_strip_is_refused(shape):
+    with pytest.raises(ContrastError, match="strip"):
+        prepare(np.random.default_rng(0).random(shape, np.float32))
+
+
 def test_the_network_sees_zero_mean_and_unit_spread():
     square, _ = prepare(picture(shape=(300, 300)))
     ready = to_network(torch.from_numpy(square / np.float32(255)))
