@@ -70,8 +70,20 @@ def hardware(device: str) -> str:
     return f"{cores or os.cpu_count()} CPU cores"
 
 
+#: All but what runs write, as git names it.
+_SOURCES = (
+    ":(top)",
+    ":(top,exclude)medimg_utils/results/*.json",
+    ":(top,exclude)medimg_utils/pretrained/*-*",
+)
+
+
 def _commit() -> str | None:
-    """Commit of the checkout that holds this package; `-dirty` marks changed files."""
+    """Commit of the checkout that holds this package; `-dirty` marks changed files.
+
+    Results and trained networks do not count: a run that stores the first of several is
+    still a run of its commit.
+    """
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -87,9 +99,9 @@ def _commit() -> str | None:
         # An installed copy may lie inside somebody else's checkout: ask whether it is
         # tracked.
         git("ls-files", "--error-unmatch", "__init__.py")
-        return (
-            git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or None
-        )
+        commit = git("describe", "--always", "--abbrev=12", "--exclude=*")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *_SOURCES)
+        return f"{commit}-dirty" if changed else commit or None
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -1,4 +1,5 @@
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,33 @@ def test_a_result_comes_back_with_its_origin(tmp_path):
     assert found["about"]["versions"]["torch"]
     assert "commit" in found["about"]
     assert results.names(tmp_path) == ["toy-tiny"]
+
+
+def test_changed_sources_mark_the_commit_and_changed_results_do_not(
+    tmp_path, monkeypatch
+):
+    def git(*words):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
+
+    folder = tmp_path / "medimg_utils" / "results"
+    source, stored = folder / "__init__.py", folder / "toy-tiny.json"
+    weights = folder.parent / "pretrained" / "toy-lab.safetensors"
+    for file in (source, stored, weights):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1")
+    git("init")
+    git("config", "user.email", "somebody@example.org")
+    git("config", "user.name", "Somebody")
+    git("add", ".")
+    git("commit", "--message", "first")
+    monkeypatch.setattr(results, "FOLDER", folder)
+    clean = results._commit()
+    assert len(clean) == 12
+    stored.write_text("2")
+    weights.write_text("2")
+    assert results._commit() == clean
+    source.write_text("2")
+    assert results._commit() == f"{clean}-dirty"
 
 
 def test_a_result_without_origin_is_refused(tmp_path):
