@@ -96,5 +96,15 @@ def shortcut(runs: Runs = Path("runs/black-box")) -> None:
     typer.echo(f"{result['films']} films, {result['minutes']:.0f} minutes")
 
 
+@app.command()
+def maps() -> None:
+    """Saliency and Grad-CAM of the shipped U-Net of the radiographs, beside its answer."""
+    from medimg_utils.challenges.lab import run_maps
+
+    for name, measured in run_maps()["maps"].items():
+        hits = measured["pointing"]
+        typer.echo(f"{name:12} points into {sum(hits) / len(hits):.0%} of the findings")
+
+
 if __name__ == "__main__":
     app()

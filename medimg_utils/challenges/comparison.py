@@ -329,10 +329,13 @@ class Winner(NamedTuple):
     Attributes:
         told: mean score on the patients who chose it.
         fresh: mean score of the same network on the others.
+        gaps: what a single choice may be told too high: 2.5 and 97.5 % quantiles of the
+            difference over the draws.
     """
 
     told: float
     fresh: float
+    gaps: tuple[float, float]
 
 
 def choose_the_best(
@@ -343,7 +346,7 @@ def choose_the_best(
     Args:
         scores: (K, P) of K networks on P patients.
         patients: who choose, fewer than P; drawn anew each time.
-        draws: how often this is done; the answer is the mean.
+        draws: how often this is done.
         seed: of the drawing.
 
     Raises:
@@ -363,8 +366,9 @@ def choose_the_best(
         means = table[:, few].mean(axis=1)
         best = int(means.argmax())
         draw[:] = means[best], table[best, others].mean()
-    told, fresh = found.mean(axis=0)
-    return Winner(float(told), float(fresh))
+    told, fresh = found.mean(axis=0).tolist()
+    low, high = np.quantile(found[:, 0] - found[:, 1], (0.025, 0.975)).tolist()
+    return Winner(told, fresh, (low, high))
 
 
 def expected_maximum(count: int) -> float:

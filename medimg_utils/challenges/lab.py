@@ -40,11 +40,13 @@ from medimg_utils.pneumothorax.dataset import Radiographs, read_release
 from medimg_utils.pneumothorax.models import image_logits
 from medimg_utils.pneumothorax.preprocess import to_network
 from medimg_utils.pneumothorax.simulate import ensure_release
-from medimg_utils.release import describe_release
+from medimg_utils.release import describe_release, digest_of
 from medimg_utils.splits import check_no_leak, one_each, patient_digest, patient_folds
 from medimg_utils.training import BEST
 
 NAME = "challenges-black-box"
+#: The maps of the shipped U-Net of the radiographs.
+MAPS = "challenges-maps"
 SEEDS = range(5)
 #: What the networks of a seed start from, as one starts from a network that was trained for
 #: another task: it has learned to outline the air, in films whose drains tell nothing. Each
@@ -143,7 +145,6 @@ def measure_black_box(
         "sanity": lambda: _sanity(honest, by_heart, test),
         "shift": lambda: _shift(honest, films),
         "dropout": lambda: _dropout(honest, test),
-        "lab_network": lambda: _lab_network(progress),
     }
     result: dict[str, Any] = {
         "films": {name: len(found) for name, found in films.items()},
@@ -384,8 +385,18 @@ class ImageScore(nn.Module):
         return image_logits(self.network(images))
 
 
-def _lab_network(progress: bool) -> dict[str, Any]:
-    """Maps of the shipped U-Net beside its own answer, on the positives of `tiny`."""
+def run_maps(*, progress: bool = True) -> dict[str, Any]:
+    """Maps of the shipped U-Net beside its own answer, on the positives of `tiny`.
+
+    The result names the network by its digest: another one has to be measured anew.
+
+    Args:
+        progress: show a bar.
+
+    Returns:
+        The stored result: for each kind of map the columns of
+        :func:`medimg_utils.challenges.attribution.measure`, a row a film.
+    """
     run = experiment.load_run("lab")
     release = ensure_release("tiny")
     known = {name for part in run.facts["patients"].values() for name in part}
@@ -400,9 +411,7 @@ def _lab_network(progress: bool) -> dict[str, Any]:
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in found}
     rows |= {"usual place": [], "centre": [], "anywhere": []}
     near = run.experiment.resize / SIDE * 2.0  # as many millimetres as on small films
-    for k in tqdm(
-        range(len(squares)), "lab network", disable=not progress, leave=False
-    ):
+    for k in tqdm(range(len(squares)), "maps", disable=not progress, leave=False):
         image, mask = (
             to_network(squares.image(k))[None],
             squares.mask(k)[0].numpy() > 0.5,
@@ -419,8 +428,17 @@ def _lab_network(progress: bool) -> dict[str, Any]:
         ):
             rows[name].append(attribution.measure(heat, mask, near))
         rows["anywhere"].append(attribution.chance(mask, near))
-    return {
+    result = {
         "maps": {name: _columns(measured) for name, measured in rows.items()},
         "patients": [patient_digest(record.patient) for record in positives],
-        "data": describe_release(release, images=len(positives)),
+        "network": digest_of(pretrained.find("pneumothorax-lab")),
+        "about": results.provenance(
+            size="lab",
+            data=describe_release(release, images=len(positives)),
+            device="cpu",
+            seed=run.facts["seed"],
+            n=len(positives),
+        ),
     }
+    results.save(MAPS, result)
+    return result

@@ -29,6 +29,7 @@ from medimg_utils.brain.experiment import (
     split,
     train,
 )
+from medimg_utils.brain.inference import Segmentation
 from medimg_utils.brain.models import FixedNorm, valid_size
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe
@@ -273,7 +274,7 @@ def test_modes_are_compared_on_the_same_patients(run, brats, tmp_path, monkeypat
     }  # fmt: skip
     answer = compare_modes(brats, run, **options)
     with monkeypatch.context() as patch:  # what was measured is not measured again
-        patch.delattr(experiment.Segmenter, "labels")
+        patch.delattr(experiment.Segmenter, "segment")
         assert compare_modes(brats, run, **options) == answer
     assert answer["n"] == 1
     fast, one_pass = answer["modes"]["fast"], answer["modes"]["one-pass"]
@@ -300,9 +301,9 @@ def test_predictions_lie_on_the_input_and_speak_its_labels(
 
     def perfect(self, prepared):
         assert prepared.target is None  # the mask is not read
-        return truth
+        return Segmentation(truth, certain=truth.size)
 
-    monkeypatch.setattr(experiment.Segmenter, "labels", perfect)
+    monkeypatch.setattr(experiment.Segmenter, "segment", perfect)
     (answer,) = predict(run, [path], tmp_path / "out", progress=False)
     written = nib.load(tmp_path / "out" / f"{case.case_id}_seg.nii.gz")
     assert np.array_equal(written.affine, nib.load(case.images[0]).affine)

@@ -237,21 +237,24 @@ def test_the_largest_of_equals_is_as_simulated() -> None:
 
 def test_luck_is_told_and_vanishes_on_fresh_patients() -> None:
     equal = np.random.default_rng(1).normal(0.7, 0.1, (20, 300))
-    told, fresh = comparison.choose_the_best(equal, 20)
+    told, fresh, (low, high) = comparison.choose_the_best(equal, 20)
     luck = comparison.expected_maximum(20) * 0.1 / np.sqrt(20)
     assert told - 0.7 == pytest.approx(luck, rel=0.15)
     assert fresh == pytest.approx(0.7, abs=0.01)
+    assert 0 < low < told - fresh < high  # among so many equals hardly a choice is fair
 
 
 def test_a_single_network_cannot_be_overrated() -> None:
     one = np.random.default_rng(2).normal(0.7, 0.1, (1, 100))
-    told, fresh = comparison.choose_the_best(one, 50, draws=3000)
+    told, fresh, (low, high) = comparison.choose_the_best(one, 50, draws=3000)
     assert told == pytest.approx(fresh, abs=0.002)
+    spread = 1.96 * one.std() * np.sqrt(1 / 50 + 1 / 50)  # both halves of 100 patients
+    assert (low, high) == pytest.approx((-spread, spread), rel=0.15)
 
 
 def test_a_much_better_network_is_always_found() -> None:
     scores = np.vstack([np.full(30, 0.9), np.full(30, 0.5)])
-    assert comparison.choose_the_best(scores, 3) == pytest.approx((0.9, 0.9))
+    assert comparison.choose_the_best(scores, 3)[:2] == pytest.approx((0.9, 0.9))
 
 
 @pytest.mark.parametrize(
