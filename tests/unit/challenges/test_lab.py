@@ -5,6 +5,7 @@ import pytest
 
 from medimg_utils import metrics, pretrained, results
 from medimg_utils.challenges import attribution, classifier, lab, shift
+from medimg_utils.release import digest_of
 
 
 @pytest.fixture(scope="module", name="stored")
@@ -100,3 +101,11 @@ def test_shipped_networks_are_small_and_answer():
             classifier.shipped(part), np.zeros((1, 96, 96), np.uint8)
         )
         assert np.isfinite(logits.numpy()).all()
+
+
+def test_the_stored_maps_are_those_of_the_shipped_network():
+    stored = results.load(lab.MAPS)
+    assert stored["network"] == digest_of(pretrained.find("pneumothorax-lab"))
+    for measured in stored["maps"].values():
+        assert {len(column) for column in measured.values()} == {stored["about"]["n"]}
+    assert stored["maps"].keys() >= {"saliency", "Grad-CAM", "its own map", "centre"}
