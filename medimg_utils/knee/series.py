@@ -308,8 +308,8 @@ def render(
 
 
 #: Magnetisation transfer: the many refocusing pulses of a fast spin echo, off resonance
-#: for the slices beside, saturate what exchanges with bound protons (Melki and Mulkern
-#: 1992, Magn Reson Med 24:189).  Loss of signal, relative to that of muscle; our choice.
+#: for the slices beside, saturate what exchanges with bound protons (Henkelman et al.
+#: 2001, NMR Biomed 14:57).  Loss of signal, relative to that of muscle; our choice.
 _TRANSFER = {
     "muscle": 1.0,
     "cartilage": 0.6,
