@@ -548,7 +548,7 @@ def _restlessness(generator: np.random.Generator) -> Tensor:
 #: 96, 193; axial 5, 14, 44, 102, 186).  Nine tenths of a limb are neither fluid nor
 #: lesion: findings do not move the scale.
 _ANCHOR = 0.90
-_GREY = {"sagittal": (7.0, 136.0), "coronal": (4.0, 160.0), "axial": (1.0, 160.0)}
+_GREY = {"sagittal": (7.0, 136.0), "coronal": (4.0, 172.0), "axial": (1.0, 160.0)}
 #: Exponent of the scanner's curve: above 1 it darkens what is darker than the anchor.
 _GAMMA = {"sagittal": 1.65, "coronal": 1.1, "axial": 1.2}
 
