@@ -170,7 +170,7 @@ def bootstrap(
         level: share of the draws inside the interval.
     """
     groups, drawn = _draw_patients(patients, draws, seed)
-    members = images_of_patients(patients)
+    members = _members(groups)
     value = float(statistic(np.arange(groups.size)))
     found = np.array(
         [statistic(np.concatenate([members[k] for k in whom])) for whom in drawn]
@@ -187,7 +187,15 @@ def images_of_patients(patients: ArrayLike) -> list[NDArray[np.intp]]:
     >>> [one.tolist() for one in images_of_patients(["b", "a", "b"])]
     [[1], [0, 2]]
     """
-    _, groups = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    return _members(_numbered(patients))
+
+
+def _numbered(patients: ArrayLike) -> NDArray[np.intp]:
+    """(N,) number of each image's patient, from 0, in the order of their names."""
+    return np.unique(np.asarray(patients, dtype=str), return_inverse=True)[1]
+
+
+def _members(groups: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     order = np.argsort(groups, kind="stable")
     return np.split(order, np.cumsum(np.bincount(groups))[:-1])
 
@@ -196,7 +204,7 @@ def _draw_patients(
     patients: ArrayLike, draws: int, seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """(N,) number of each image's patient, and (draws, patients) who is drawn."""
-    _, groups = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    groups = _numbered(patients)
     count = int(groups.max()) + 1
     drawn = np.random.default_rng(seed).integers(count, size=(draws, count))
     return groups, drawn

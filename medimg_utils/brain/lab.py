@@ -39,9 +39,7 @@ from medimg_utils.training import BEST, LOG, load_tensors, read_log
 NAME = "brain-lab"
 UNSEEN = "unseen-patients"
 QUICK = 24  # patients on whom both quick modes are compared
-COMPARED = (
-    40  # new patients for whom the reference is computed: two minutes of a core each
-)
+COMPARED = 40  # patients with the reference too: a minute or two of a core for each
 DIGITS = 4  # of the numbers of a single patient
 
 

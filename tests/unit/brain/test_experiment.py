@@ -259,9 +259,8 @@ def test_mode_and_rule_can_be_chosen_on_more_patients(run, tmp_path, write_relea
     assert {*before["patients"]["validation"]} < {*after["patients"]["validation"]}
     for key in ("experiment", "survival", "best"):
         assert after[key] == before[key]
-    assert (
-        choose_anew(mine, other, progress=False) == answer
-    )  # the same may choose again
+    # the same may choose again
+    assert choose_anew(mine, other, progress=False) == answer
     assert json.loads((mine / "best.json").read_text()) == after
     with pytest.raises(LeakError, match="every patient"):
         evaluate(other, mine, progress=False)
