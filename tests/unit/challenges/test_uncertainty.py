@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
+from medimg_utils import results
 from medimg_utils.challenges import uncertainty
 from medimg_utils.challenges.uncertainty import Conformal
 from medimg_utils.errors import InputError
+from medimg_utils.splits import one_each
 
 
 @given(arrays(np.float64, (4, 3), elements=st.floats(0, 1)))
@@ -85,6 +87,23 @@ def test_coverage_follows_its_law(by_class):
         assert 0.92 < inside <= 1
         assert abs(np.mean(found) - law.value) < 0.01
     assert np.mean(found) > 1 - alpha - 0.01
+
+
+def test_stored_scores_are_covered_as_the_law_says():
+    test = results.load("pneumothorax-lab")["tests"]["unseen-patients"]
+    films = [(one["label"], one["score"], one["patient"]) for one in test["cases"]]
+    labels, probabilities, patients = map(np.array, zip(*films, strict=True))
+    found = []
+    for seed in range(200):
+        drawn = one_each(patients, seed)
+        half = len(drawn) // 2
+        first, second = drawn[:half], drawn[half:]
+        fitted = Conformal.fit(labels[first], probabilities[first], 0.1)
+        found.append(fitted.covered(labels[second], probabilities[second]).mean())
+    law = uncertainty.coverage_interval(half, len(drawn) - half, 0.1)
+    inside = np.mean([law.low <= one <= law.high for one in found])
+    assert law.low < np.mean(found) < law.high
+    assert inside > 0.9
 
 
 def test_a_limit_for_each_class_keeps_the_promise_for_the_few():
