@@ -650,6 +650,10 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
         InputError: says why, as the system puts it.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"{folder} is a file. Give the path of a folder for the results."
+        )
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -702,8 +706,6 @@ def check_outputs(
     """
     if not inputs:
         raise InputError("no file was given. Give one or more image files.")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file. Give the path of a folder for the results.")
     folders = [str(path) for path in inputs if path.is_dir()]
     if folders:
         raise InputError(

@@ -39,12 +39,12 @@ class Check:
 
 
 def count_notes(*pairs: tuple[int, str]) -> tuple[str, ...]:
-    """Notes "COUNT TEXT" of the pairs whose count is not 0.
+    """Notes "TEXT: COUNT" of the pairs whose count is not 0.
 
-    >>> count_notes((0, "red images"), (2, "blue images"))
-    ('2 blue images',)
+    >>> count_notes((0, "red images"), (1, "blue images"))
+    ('blue images: 1',)
     """
-    return tuple(f"{count} {text}" for count, text in pairs if count)
+    return tuple(f"{text}: {count}" for count, text in pairs if count)
 
 
 def release_folder(root: str | os.PathLike[str]) -> Path:

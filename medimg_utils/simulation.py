@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from medimg_utils.errors import InputError
-from medimg_utils.io import to_json, write_json_atomic
+from medimg_utils.io import check_folder, to_json, write_json_atomic
 
 Plan = TypeVar("Plan")
 Owner = TypeVar("Owner")
@@ -142,8 +142,6 @@ def needs_work(
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is not a folder; choose another")
     done, started = (out / name for name in _NOTES)
     for file in (done, started):
         if not file.exists():
@@ -158,8 +156,9 @@ def needs_work(
     if done.exists():
         _tidy_up(out)  # the call that finished may have been killed here
         return False
-    if out.exists() and any(out.iterdir()) and not started.exists():
+    if out.is_dir() and any(out.iterdir()) and not started.exists():
         raise InputError(f"{out} is not empty and holds no simulation; choose another")
+    check_folder(out)
     return True
 
 

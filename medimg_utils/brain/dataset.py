@@ -1049,10 +1049,10 @@ def _survival_check(cases: Sequence[Case], tables: Sequence[Path]) -> Check:
         f"{sum(case.age is not None for case in known)} ages, "
         f"{sum(case.resection == 'GTR' for case in known)} gross total resections",
         notes=count_notes(
-            (absent, "patients of the table have no images here"),
+            (absent, "patients of the table without images here"),
             (
                 sum(case.alive_after is not None for case in known),
-                "patients were alive when last seen (left out of the regressions)",
+                "patients alive when last seen (left out of the regressions)",
             ),
         ),
     )

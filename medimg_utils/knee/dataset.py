@@ -511,7 +511,7 @@ def _verify_mrnet(root: Path, progress: bool) -> list[Check]:
                 f"{split} exams",
                 f"{len(labels)} listed, {complete} with all series",
                 tuple(absent),
-                count_notes((extra, "exams are not listed (no label; not used)")),
+                count_notes((extra, "exams not listed (no label; not used)")),
             )
         )
         checks.append(_label_check(split, labels.values()))
@@ -561,7 +561,7 @@ def _verify_kneemri(root: Path, progress: bool) -> list[Check]:
             "exams",
             f"{len(grades)} listed, {len(listed)} with a volume",
             tuple(absent),
-            count_notes((extra, "volumes are not listed (no label; not used)")),
+            count_notes((extra, "volumes not listed (no label; not used)")),
         ),
         Check("splits", found),
         Check(

@@ -47,7 +47,13 @@ from medimg_utils.experiments import (
     setting,
 )
 from medimg_utils.geometry import Geometry
-from medimg_utils.io import atomic_path, check_file, to_json, write_json_atomic
+from medimg_utils.io import (
+    atomic_path,
+    check_file,
+    check_folder,
+    to_json,
+    write_json_atomic,
+)
 from medimg_utils.knee import localise, rehearsal
 from medimg_utils.knee.dataset import (
     DIAGNOSES,
@@ -1086,8 +1092,7 @@ def predict(
         VolumeError: some exams cannot be used; the others have been written.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file. Give the path of a folder for the results.")
+    check_folder(out)
     exams = read_release(data, split, allow_missing=allow_missing)
     loaded = load_run(run)
     settings = {

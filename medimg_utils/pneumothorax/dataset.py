@@ -547,20 +547,24 @@ def _image_check(listed: set[str], present: set[str]) -> Check:
         tuple(
             f"{name}: listed, but there is no file" for name in sorted(listed - present)
         ),
-        (f"{extra} files are not listed (no label; not used)",) if extra else (),
+        count_notes((extra, "files not listed (no label; not used)")),
     )
 
 
 def _patient_check(records: list[Record], layout: str) -> Check:
     sizes = Counter(record.patient for record in records)
     nameless = sum(name.startswith("image:") for name in sizes)
-    note = f"{nameless} images without PatientID: each counts as a patient of its own"
     ages = [record.age for record in records]
     return Check(
         "patients",
-        f"{len(sizes)}, up to {max(sizes.values())} images each; "
-        f"age of {sum(age is not None for age in ages)} images known",
-        notes=(note,) if nameless and layout == "siim" else (),
+        f"{len(sizes)}; most images of one: {max(sizes.values())}; "
+        f"images of known age: {sum(age is not None for age in ages)}",
+        notes=count_notes(
+            (
+                nameless if layout == "siim" else 0,
+                "images without PatientID (each counts as a patient of its own)",
+            )
+        ),
     )
 
 
@@ -569,7 +573,7 @@ def _label_check(records: list[Record]) -> Check:
     several = sum(len(record.rle) > 1 for record in records)
     without = sum(not record.annotated for record in records)
     text = f"{positive} positive ({positive / len(records):.1%}), {several} with several regions"
-    notes = (f"{without} positives without a mask",) if without else ()
+    notes = count_notes((without, "positives without a mask"))
     return Check("labels", text, notes=notes)
 
 
@@ -619,14 +623,14 @@ def _file_checks(records: list[Record], progress: bool) -> list[Check]:
         ),
         Check(
             "spacing",
-            f"known for {len(facts) - no_spacing} images",
+            f"images of known spacing: {len(facts) - no_spacing}",
             notes=count_notes(
-                (no_spacing, "images without spacing: areas stay in pixels")
+                (no_spacing, "images without spacing (areas stay in pixels)")
             ),
         ),
         Check(
             "masks",
-            f"{masked} images with a mask",
+            f"images with a mask: {masked}",
             texts["mask"],
             count_notes(
                 (len(texts["overlap"]), "images with overlapping regions (OR-ed)")

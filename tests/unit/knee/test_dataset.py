@@ -347,7 +347,7 @@ def test_a_good_release_is_fine(shell, mrnet, kneemri):
     assert "48 listed, 48 with all series" in done.output
     assert "24 listed, 24 with all series" in done.output
     assert "72 of 72 volumes opened; 5 to 9 slices" in done.output
-    assert "216 volumes of another size" in done.output
+    assert "volumes of another size (resized on reading): 216" in done.output
     done = shell("kneemri", kneemri)
     assert done.exit_code == 0, done.output
     assert "train 6, tune 2, test 2" in done.output
@@ -370,7 +370,7 @@ def test_every_kind_of_problem_is_found(shell, small):
     assert "0000.npy" in found["axial"][0]
     assert "blank" in found["sagittal"][0]
     notes = " ".join(n for check in verify("mrnet", small) for n in check.notes)
-    assert "1 exams with a tear that are not called abnormal" in notes
+    assert "exams with a tear that are not called abnormal: 1" in notes
     done = shell("mrnet", small)
     assert done.exit_code == 1
     assert "3 problems" in done.output
@@ -383,7 +383,7 @@ def test_unlisted_files_are_only_noted(small):
         )
     assert not problems("mrnet", small)
     notes = " ".join(n for check in verify("mrnet", small) for n in check.notes)
-    assert "1 exams are not listed" in notes
+    assert "exams not listed (no label; not used): 1" in notes
 
 
 def test_a_split_without_exams_is_told_but_no_problem(tmp_path, write_mrnet):

@@ -312,10 +312,15 @@ def test_what_is_unusual_is_only_noted(small, write_dicom):
     table(small, "ImageId,EncodedPixels\n1.2.3.0.0,5 9\n1.2.3.0.0,8 9\n1.2.3.0.1,-1\n")
     checks = verify("siim", small)
     assert not any(check.problems for check in checks)
-    notes = " ".join(note for check in checks for note in check.notes)
-    for text in ("2 files are not listed", "1 images without PatientID", "1 MONOCHROME1",
-                 "1 images without spacing", "1 images with overlapping regions"):  # fmt: skip
-        assert text in notes
+    notes = [note for check in checks for note in check.notes]
+    counts = {note.split(" (")[0]: int(note.rsplit(": ", 1)[1]) for note in notes}
+    assert counts == {
+        "files not listed": 2,
+        "images without PatientID": 1,
+        "MONOCHROME1 images": 1,
+        "images without spacing": 1,
+        "images with overlapping regions": 1,
+    }
 
 
 def test_nih_is_verified_too(shell, nih):
