@@ -25,7 +25,19 @@ def says(done, message):
         (
             "simulate",
             "pneumothorax --out {}/file --patients 2 --seed 1",
-            "not a folder",
+            "is a file. Give the path of a folder",
+        ),
+        *(
+            (
+                "simulate",
+                f"{case} --out {{}}/file/below --seed 1",
+                "cannot take results",
+            )
+            for case in (
+                "pneumothorax --patients 2",
+                "knee --train 1 --valid 1",
+                "brain --patients 1",
+            )
         ),
         (
             "simulate",

@@ -466,7 +466,7 @@ def test_a_whole_release_is_fine(shell, brats):
     assert "BraTS 2018" in done.output
     assert "12 whole, of 12 patients" in done.output
     assert "48 × 56 × 44 voxels of 3 × 3 × 3 mm, LPS: 12" in done.output
-    assert "2 tumours without an enhancing part" in done.output
+    assert "tumours without an enhancing part: 2" in done.output
     assert "12 survival times, 12 ages, 11 gross total resections" in done.output
 
 

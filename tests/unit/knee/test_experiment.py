@@ -322,6 +322,8 @@ def test_a_broken_exam_does_not_stop_the_others(run, write_mrnet, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"):
         predict(run, release, tmp_path / "file", progress=False)
+    with pytest.raises(InputError, match="cannot take results"):
+        predict(run, release, tmp_path / "file" / "below", progress=False)
 
 
 def test_maps_have_the_same_bytes_again(run, mrnet, tmp_path):
