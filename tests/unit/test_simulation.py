@@ -140,7 +140,7 @@ if __name__ == "__main__":
 def test_what_stands_in_the_way_is_refused(tmp_path):
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(InputError, match="is a file. Give the path of a folder"):
+    with pytest.raises(InputError, match=r"is a file\. Give the path of a folder"):
         make(file)
     other = tmp_path / "other"
     other.mkdir()

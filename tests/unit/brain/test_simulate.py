@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import hashlib
 import json
 import runpy
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from releases import fingerprint
 from typer.testing import CliRunner
 
 from medimg_utils.brain import simulate
@@ -35,14 +35,6 @@ KINDS = ("flair", "t1", "t1ce", "t2", "seg")
 def rows(file):
     with file.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def fingerprint(root):
-    return {
-        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(root.rglob("*"))
-        if file.is_file()
-    }
 
 
 # --- bytes ----------------------------------------------------------------------------

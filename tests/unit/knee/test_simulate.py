@@ -1,6 +1,5 @@
 """A simulated release: same seed, same bytes, the release's layout, labels that agree."""
 
-import hashlib
 import json
 import runpy
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from releases import fingerprint
 from typer.testing import CliRunner
 
 from medimg_utils.errors import InputError
@@ -56,14 +56,6 @@ def small(tmp_path_factory):
 
 def truth(root):
     return json.loads((root / "simulation-truth.json").read_text(encoding="utf-8"))
-
-
-def fingerprint(root):
-    return {
-        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(root.rglob("*"))
-        if file.is_file()
-    }
 
 
 # --- bytes ----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import hashlib
 import json
 import re
 import shutil
@@ -15,6 +14,7 @@ import pydicom
 import pytest
 import torch
 from pydicom.uid import JPEGBaseline8Bit
+from releases import fingerprint
 from scipy import stats
 
 from medimg_utils.errors import InputError
@@ -59,14 +59,6 @@ def tiny():
 def truth(root):
     with (root / "simulation-truth.csv").open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def fingerprint(root):
-    return {
-        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(root.rglob("*"))
-        if file.is_file()
-    }
 
 
 # --- bytes ----------------------------------------------------------------------------
