@@ -209,7 +209,10 @@ def centre_map(shape: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def mean_of(
-    values: ArrayLike, patients: ArrayLike | None = None, *, draws: int = 300
+    values: ArrayLike,
+    patients: ArrayLike | None = None,
+    *,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
     """Mean of a measure, with its interval over networks and patients.
 
@@ -217,16 +220,19 @@ def mean_of(
         values: (S, N) of S networks for N films. With (N,), or one row, there is one
             network (or none was asked), and the interval is that over patients alone.
         patients: (N,) whom each film belongs to; None where each has a patient of its own.
-        draws: of the bootstrap.
+        bounds: between which the mean must lie; (0, 1) says that it is a share. A share
+            of none or of all shows no spread, which is not certainty: it gets Wilson's
+            interval over patients.
     """
     table = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    if len(table) == 1:
-        table = np.repeat(table, 2, axis=0)  # two that agree add nothing
     groups = np.arange(table.shape[1]) if patients is None else patients
-    found = comparison.bootstrap(
-        lambda s, k: table[np.ix_(s, k)].mean(), len(table), groups, draws=draws
-    )
-    return Interval(*found.tolist())
+    by_patient = comparison.of_patients(table, groups)
+    if bounds == (0, 1) and (table == table[0, 0]).all() and table[0, 0] in bounds:
+        independent = by_patient.shape[1]
+        return metrics.proportion(independent if table[0, 0] else 0, independent)
+    if len(table) == 1:
+        by_patient = np.repeat(by_patient, 2, axis=0)  # two that agree add nothing
+    return comparison.interval(by_patient, bounds=bounds)
 
 
 # ------------------------------------------------------------------------- sanity checks
@@ -305,7 +311,7 @@ class SanityChecks(NamedTuple):
 
 
 def sanity_checks(
-    honest: ArrayLike, forgotten: ArrayLike, by_heart: ArrayLike, *, draws: int = 300
+    honest: ArrayLike, forgotten: ArrayLike, by_heart: ArrayLike
 ) -> SanityChecks:
     """Put the similarities of one method's maps together.
 
@@ -313,7 +319,9 @@ def sanity_checks(
         honest: (S, S, P) between the maps of S honest networks, of P patients.
         forgotten: (S, P) between each and what is left of it without its weights.
         by_heart: (S, P) between each and a network that learned shuffled labels.
-        draws: of the bootstrap over networks and patients.
+
+    Returns:
+        Each with its interval over networks and patients.
 
     Raises:
         InputError: the shapes do not belong together.
@@ -328,19 +336,18 @@ def sanity_checks(
         )
 
     def alike(s: NDArray[np.intp], k: NDArray[np.intp]) -> float:
-        """Mean over pairs of different networks; NaN where one was drawn throughout."""
+        """Mean over pairs of different networks; NaN where there is one alone."""
         different = s[:, None] != s[None, :]
         means = pairs[np.ix_(s, s, k)].mean(axis=2)
         return float(means[different].mean()) if different.any() else float("nan")
 
     def interval(than: NDArray[np.float64] | None) -> Interval:
-        found = comparison.bootstrap(
+        found = comparison.jackknife(
             lambda s, k: (
                 alike(s, k) - (than[np.ix_(s, k)].mean() if than is not None else 0)
             ),
             len(pairs),
             np.arange(pairs.shape[2]),
-            draws=draws,
         )
         return Interval(*found.tolist())
 

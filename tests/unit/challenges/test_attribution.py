@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
+from medimg_utils import metrics
 from medimg_utils.challenges import attribution
 from medimg_utils.challenges.classifier import FilmNet
 from medimg_utils.errors import InputError
@@ -178,8 +180,8 @@ def test_a_mean_over_networks_is_wider_than_over_patients_alone():
     assert alone.value == pytest.approx(values.mean())
     assert both.high - both.low > 1.5 * (alone.high - alone.low)
     # with one network it is the usual interval over patients
-    error = values.mean(axis=0).std() / np.sqrt(40)
-    assert alone.high - alone.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    usual = stats.ttest_1samp(values.mean(axis=0), 0).confidence_interval()
+    assert alone[1:] == pytest.approx(usual)
 
 
 def test_films_of_one_patient_count_as_one_draw():
@@ -187,6 +189,16 @@ def test_films_of_one_patient_count_as_one_draw():
     single = attribution.mean_of(values[::4])
     several = attribution.mean_of(values, np.repeat(np.arange(30), 4))
     assert several == pytest.approx(single)
+
+
+def test_no_hit_at_all_is_no_certainty():
+    none = attribution.mean_of(np.zeros((5, 17)), np.arange(17) // 2, bounds=(0, 1))
+    assert none == metrics.proportion(0, 9)  # of patients
+    every = attribution.mean_of(np.ones(12), bounds=(0, 1))
+    assert every == metrics.proportion(12, 12)
+    # a difference or a similarity that never varies is no share
+    assert attribution.mean_of(np.zeros((5, 17))) == (0, 0, 0)
+    assert attribution.mean_of(np.ones((5, 17)), bounds=(-1, 1)) == (1, 1, 1)
 
 
 def alike(between, lost, heart, seeds=4, people=12):

@@ -110,57 +110,137 @@ def test_the_standard_error_is_that_of_replayed_studies() -> None:
     assert error == pytest.approx(expected, rel=0.05)
 
 
-def test_a_bootstrapped_mean_has_the_ends_of_replayed_studies() -> None:
-    one = table(3, 6, 40)
-    found = comparison.bootstrap(
-        lambda s, k: one[np.ix_(s, k)].mean(), 6, np.arange(40), draws=3000
-    )
-    replayed = np.quantile(comparison.replay(one, 6, 40, draws=6000), [0.025, 0.975])
-    width = replayed[1] - replayed[0]
-    np.testing.assert_allclose(found[0], one.mean())
-    np.testing.assert_allclose(found[1:], replayed, atol=0.05 * width)
+def mean_of(one):
+    """A statistic for `jackknife`: the mean of a table."""
+    return lambda s, k: one[np.ix_(s, k)].mean()
 
 
-def test_bootstrapped_intervals_hold_the_truth_more_often_than_patients_alone() -> None:
-    inside, patients_alone = [], []
+def held(intervals, truth: float) -> float:
+    return float(np.mean([low <= truth <= high for _, low, high in intervals]))
+
+
+def at_least(level: float, count: int) -> float:
+    """The share less three standard errors of a count of so many studies."""
+    return level - 3 * np.sqrt(level * (1 - level) / count)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), seeds=st.integers(2, 6), patients=st.integers(2, 20))
+def test_of_a_mean_the_jackknife_gives_the_interval_of_its_table(
+    seed: int, seeds: int, patients: int
+) -> None:
+    one = table(seed, seeds, patients, shift=0.3)
+    found = comparison.jackknife(mean_of(one), seeds, np.arange(patients))
+    np.testing.assert_allclose(found, comparison.interval(one), rtol=1e-8)
+
+
+def test_blocks_of_patients_say_what_single_patients_say() -> None:
+    wide = [
+        np.ptp(comparison.jackknife(mean_of(one), 5, np.arange(90))[1:])
+        / np.ptp(comparison.interval(one)[1:])
+        for one in (table(k, 5, 90, (0.005, 0.05, 0.04)) for k in range(200))
+    ]
+    # twenty blocks have fewer degrees of freedom than ninety patients
+    assert 1 < np.mean(wide) < 1.1
+
+
+@pytest.mark.parametrize("spread", [(0.05, 0.05, 0.02), (0.005, 0.1, 0.04)])
+def test_the_jackknife_holds_the_truth_as_often_as_it_says(spread) -> None:
+    found = []
+    for k in range(300):
+        one = table(k, 5, 40, spread)
+        found.append(
+            comparison.jackknife(
+                lambda s, p, one=one: np.exp(one[np.ix_(s, p)].mean()), 5, np.arange(40)
+            )
+        )
+    assert held(found, 1.0) >= at_least(0.95, 300)
+
+
+def test_an_auc_of_a_few_seeds_is_held_as_often_as_it_says() -> None:
+    """Networks differ by how far they part the classes, patients by their scores."""
+    random, labels = np.random.default_rng(4), np.repeat([0, 1], 30)
+    parted = random.normal(1, 0.4, 200_000)
+    truth = float(stats.norm.cdf(parted / np.sqrt(2 * 1.25)).mean())
+
+    def study():
+        scores = random.normal(1, 0.4, (5, 1)) * labels + random.normal(0, 1, 60)
+        scores += random.normal(0, 0.5, (5, 60))
+        above = scores[:, 30:, None] > scores[:, None, :30]
+
+        def area(s, k):
+            ill, well = k[k >= 30] - 30, k[k < 30]
+            return above[np.ix_(s, ill, well)].mean()
+
+        return comparison.jackknife(area, 5, np.arange(60))
+
+    assert held([study() for _ in range(250)], truth) >= at_least(0.95, 250)
+
+
+def test_patients_alone_do_not_hold_for_other_seeds() -> None:
+    found = []
     for k in range(150):
-        one = table(k, 5, 40, spread=(0.02, 0.05, 0.04))
-        low, high = comparison.bootstrap(
-            lambda s, p, one=one: one[s][:, p].mean(), 5, np.arange(40), draws=100
-        )[1:]
-        inside.append(low <= 0 <= high)
-        row = one.mean(axis=0)
-        low, high = stats.ttest_1samp(row, 0).confidence_interval()
-        patients_alone.append(low <= 0 <= high)
-    # nine in ten, as the docstring admits, within three standard errors of the count
-    assert np.mean(inside) >= 0.9 - 3 * np.sqrt(0.9 * 0.1 / 150)
-    assert np.mean(patients_alone) < 0.8
+        row = table(k, 5, 40, spread=(0.02, 0.05, 0.04)).mean(axis=0)
+        found.append((0, *stats.ttest_1samp(row, 0).confidence_interval()))
+    assert held(found, 0) < 0.8
 
 
-def test_images_of_one_patient_are_drawn_together() -> None:
-    # two patients with two images each: means of 0, 1 or the half of them are possible
-    values = np.array([[0.0, 0.0, 1.0, 1.0]] * 2)
-    drawn = []
+def test_images_of_one_patient_are_left_out_together() -> None:
+    met = []
 
     def mean(seeds, images):
-        drawn.append(values[np.ix_(seeds, images)].mean())
-        return drawn[-1]
+        met.append(tuple(images.tolist()))
+        return float(images.sum() + seeds.sum())
 
-    comparison.bootstrap(mean, 2, ["a", "a", "b", "b"], draws=50)
-    assert set(drawn) == {0.0, 0.5, 1.0}
+    comparison.jackknife(mean, 2, ["b", "a", "b", "a"])
+    assert set(met) == {(0, 1, 2, 3), (0, 2), (1, 3)}
+
+
+def test_images_of_patients_keep_their_mean_and_count_as_one() -> None:
+    one = table(6, 3, 30)
+    names = [f"{k:02d}" for k in range(30)]
+    np.testing.assert_allclose(comparison.of_patients(one, names), one)
+    several = np.repeat(one, 4, axis=1)
+    found = comparison.of_patients(several, np.repeat(names, 4))
+    np.testing.assert_allclose(found, one)
+    uneven = np.array([[1.0, 1.0, 1.0, 5.0]])  # three images of one, one of the other
+    joined = comparison.of_patients(uneven, ["a", "a", "a", "b"])
+    np.testing.assert_allclose(joined, [[0.5, 3.5]])  # by hand; the mean is still 2
+    by_jackknife = comparison.jackknife(
+        mean_of(np.repeat(one, 2, axis=1)), 3, np.repeat(np.arange(30), 2), blocks=30
+    )
+    np.testing.assert_allclose(by_jackknife, comparison.interval(one))
 
 
 def test_every_point_of_a_curve_has_its_own_ends() -> None:
     one = table(5, 4, 30)
 
     def curve(s, k):
-        mean = one[np.ix_(s, k)].mean()
-        return [mean, 2 * mean, np.nan if len(set(k)) < 20 else mean]
+        mean = mean_of(one)(s, k)
+        return [mean, 2 * mean, np.nan if len(s) < 4 else mean]
 
-    found = comparison.bootstrap(curve, 4, np.arange(30))
+    found = comparison.jackknife(curve, 4, np.arange(30))
     assert found.shape == (3, 3)
     np.testing.assert_allclose(found[:, 1], 2 * found[:, 0])
-    assert np.isfinite(found).all()
+    # what cannot be told without a seed has no ends
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1:, 2]).all()
+
+
+def test_ends_stay_within_their_bounds() -> None:
+    one = np.array([[1.0, 0.9, 0.7], [1.0, 0.8, 1.0]])
+    free, clipped = (
+        comparison.interval(one, bounds=bounds) for bounds in ((-9, 9), (0, 1))
+    )
+    assert free.high > 1
+    assert clipped == (free.value, free.low, 1)
+    again = comparison.jackknife(mean_of(one), 2, np.arange(3), bounds=(0, 1))
+    np.testing.assert_allclose(again, clipped)
+
+
+def test_what_never_moves_has_no_width() -> None:
+    found = comparison.jackknife(lambda s, k: 0.1, 3, np.arange(7))
+    np.testing.assert_allclose(found, 0.1, rtol=1e-12)
 
 
 def test_replayed_studies_repeat_themselves() -> None:
@@ -264,8 +344,8 @@ def test_a_much_better_network_is_always_found() -> None:
         (lambda: comparison.components([1, 2]), "shape"),
         (lambda: comparison.interval([[1, 2], [3, np.nan]]), "not finite"),
         (lambda: comparison.replay([[1], [2]], 1, 1), "two patients"),
-        (lambda: comparison.bootstrap(lambda s, k: 0, 1, ["a", "b"]), "1 seeds"),
-        (lambda: comparison.bootstrap(lambda s, k: 0, 3, ["a", "a"]), "1 patients"),
+        (lambda: comparison.jackknife(lambda s, k: 0, 1, ["a", "b"]), "1 seeds"),
+        (lambda: comparison.jackknife(lambda s, k: 0, 3, ["a", "a"]), "1 patients"),
         (lambda: comparison.Components(1, 1, 1).standard_error(0, 3), "0 seeds"),
         (
             lambda: comparison.chance_to_find(comparison.Components(1, 1, 1), 1, 1, 9),
