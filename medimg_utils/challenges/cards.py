@@ -229,7 +229,9 @@ def _brain(test: Mapping[str, Any]) -> dict[str, str]:
         told[f"Hausdorff 95 % (mm), median, {region}"] = _told(middle, ".1f")
     run = test["survival"]["run"]
     right = round(run["accuracy"] * run["n"])
-    told["survival class right"] = _told(metrics.proportion(right, run["n"]))
+    told[f"survival class right (n = {run['n']})"] = _told(
+        metrics.proportion(right, run["n"])
+    )
     return told
 
 
@@ -382,6 +384,36 @@ def by_group(name: str, stored: Mapping[str, Any] | None = None) -> str:
 
 # ------------------------------------------------------------------------------- cards
 
+_COMPARED = f"{FEWEST} ill (or {FEWEST} well, where an AUC compares them)"
+#: How many exams a group needs, in words.
+TOO_FEW = {
+    "pneumothorax": _COMPARED,
+    "knee": _COMPARED,
+    "brain": f"{FEWEST} exams",
+}
+
+
+def _torn_more_often(stored: Mapping[str, Any]) -> str:
+    """A sentence on tears in tests and training, where the tests have more of them."""
+    data = stored["training"]["about"]["data"]
+    learned = data["acl"] / data["exams"]
+    cases = [case for test in stored["tests"].values() for case in test["cases"]]
+    met = sum(case["labels"]["acl"] for case in cases) / len(cases)
+    if not met > learned:
+        return ""
+    return (
+        f"Torn ACLs are more frequent in the tests ({met:.0%}) than in training "
+        f"({learned:.0%}): probabilities fitted at the one are too low at the other.\n\n"
+    )
+
+
+#: What to know of the frequencies of a use case before reading its measures.
+FREQUENCIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "pneumothorax": lambda stored: "",
+    "knee": _torn_more_often,
+    "brain": lambda stored: "",
+}
+
 
 def model_card(name: str) -> str:
     """The card of a shipped network, in Markdown.
@@ -416,10 +448,9 @@ def model_card(name: str) -> str:
         "Measured": f"With 95 % intervals {words.intervals}. All exams are simulated; how "
         "each threshold was chosen is told in the chapters. A calibration error of a few "
         "exams is too large by chance alone; its interval allows for that.\n\n"
-        f"{measured(name, stored)}",
-        "By group": "On unseen patients. With fewer than "
-        f"{FEWEST} ill (or {FEWEST} well, where an AUC compares them) a group is too few "
-        "for a number. Many groups are compared: by chance alone one interval in twenty "
+        f"{FREQUENCIES[name](stored)}{measured(name, stored)}",
+        "By group": f"On unseen patients. With fewer than {TOO_FEW[name]} a group is too "
+        "few for a number. Many groups are compared: by chance alone one interval in twenty "
         f"misses the truth.{flat}\n\n{groups}",
         "Known limits": limits,
     }
