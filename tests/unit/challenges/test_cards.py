@@ -144,3 +144,13 @@ def test_tables_have_as_many_cells_as_heads(name: str) -> None:
 def test_an_unknown_card_is_refused() -> None:
     with pytest.raises(InputError, match="there are pneumothorax"):
         cards.model_card("liver")
+
+
+def test_tears_that_are_more_frequent_in_the_tests_are_told():
+    def stored(torn_in_training):
+        cases = [{"labels": {"acl": k % 2}} for k in range(10)]
+        about = {"data": {"acl": torn_in_training, "exams": 100}}
+        return {"training": {"about": about}, "tests": {"one": {"cases": cases}}}
+
+    assert "(50%) than in training (20%)" in cards.FREQUENCIES["knee"](stored(20))
+    assert cards.FREQUENCIES["knee"](stored(60)) == ""
