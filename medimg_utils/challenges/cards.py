@@ -133,7 +133,7 @@ def _facts(stored: Mapping[str, Any]) -> dict[str, str]:
     voxel = ours.get("voxel", 0)
     rehearsed = (
         "The convolutions were shown the outlines of lesions before the training, so "
-        "that activation maps lie on lesions is partly taught. "
+        "it is partly taught that activation maps lie on lesions. "
         if ours.get("rehearse_epochs")
         else ""
     )
