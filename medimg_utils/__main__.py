@@ -266,11 +266,13 @@ def predict_knee(
         progress=not quiet,
     )
     for answer in answers:
-        shown = ", ".join(
-            f"{name} {probability:.3f}"
-            for name, probability in answer["probabilities"].items()
-        )
-        typer.echo(f"{answer['exam']}: {shown or 'see series'}")
+        told = answer["probabilities"] or {
+            f"{series} {name}": probability  # too few series to combine
+            for series, found in answer["series"].items()
+            for name, probability in found.items()
+        }
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in told.items())
+        typer.echo(f"{answer['exam']}: {shown}")
 
 
 # -------------------------------------------------------------------------------- brain

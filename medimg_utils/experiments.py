@@ -7,7 +7,7 @@ and one instance of it a run size.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,6 +119,23 @@ def protocol(held_out: bool) -> str:
         if held_out
         else "a release of other patients than those of training"
     )
+
+
+def forget_answers(out: Path, names: Iterable[str]) -> None:
+    """Delete NAME.json of an earlier prediction into the same folder.
+
+    These files are written last. So wherever one lies afterwards, it is an answer of
+    the prediction that begins now, even if an input fails or the program is stopped.
+
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp())
+    >>> (out / "a.json").touch()
+    >>> forget_answers(out, ["a", "b"])
+    >>> list(out.iterdir())
+    []
+    """
+    for name in names:
+        (out / f"{name}.json").unlink(missing_ok=True)
 
 
 def raise_failures(

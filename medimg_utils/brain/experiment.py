@@ -72,6 +72,7 @@ from medimg_utils.experiments import (
     device_name,
     facts_file,
     facts_of_run,
+    forget_answers,
     protocol,
     provenance,
     raise_failures,
@@ -1121,7 +1122,8 @@ def predict(
     | `CASE.json` | `volumes_cm3`, `distance_mm`, `survival`, `labels`, `settings` |
 
     Nothing from the input's header but the geometry is copied. Each file appears whole,
-    CASE.json last.
+    CASE.json last; that of an earlier prediction is deleted first, so a case that fails
+    has none.
 
     Args:
         run: folder of a run, or `lab`.
@@ -1148,6 +1150,7 @@ def predict(
     )
     loaded = load_run(run)
     segmenter = Segmenter(loaded.networks, mode or loaded.mode)
+    forget_answers(out, (case.case_id for case in cases))
     answers, failures = [], []
     for case in tqdm(cases, "predict", disable=not progress, leave=False):
         try:

@@ -78,8 +78,9 @@ WORDS = {
         "simulated exams are simpler than real ones.",
         limits="Two anatomies stand behind all exams of the training, one behind the test "
         "on an unseen anatomy. Whether each network has learned its task, the chapter on "
-        "MRNet shows. An activation map has coarse cells and shows what speaks for an "
-        "answer, not whether it is right.",
+        "MRNet shows. $rehearsed"
+        "An activation map has coarse cells and shows what speaks "
+        "for an answer, not whether it is right.",
         made_from="Label maps of three knees, listed under [](../data.md), reshaped, with "
         "tears and other findings drawn in, rendered by the signal equations of MR.",
         shows="Exams of three series in the layout of MRNet, lean to heavy, left and right, "
@@ -130,7 +131,14 @@ def _facts(stored: Mapping[str, Any]) -> dict[str, str]:
     if ours.get("rehearse_epochs"):
         start += "; the features first learned where findings lie"
     voxel = ours.get("voxel", 0)
+    rehearsed = (
+        "The convolutions were shown the outlines of lesions before the training, so "
+        "it is partly taught that activation maps lie on lesions. "
+        if ours.get("rehearse_epochs")
+        else ""
+    )
     return {
+        "rehearsed": rehearsed,
         "voxel": f"{voxel:g}",
         "coarse": f"{voxel * ours.get('factor', 0):g}",
         "features": names.get(ours.get("backbone", ""), str(ours.get("backbone"))),

@@ -55,6 +55,7 @@ KNEEMRI_FOLDERS = {  # as the authors of MRNet divided KneeMRI
 }
 SMALLEST = 32  # rows and columns of a slice
 LISTED = 20  # missing files that an error names
+LARGEST = 1e30  # grey value: with larger ones sums of squares leave the range of floats
 
 
 class MissingError(DatasetError):
@@ -146,7 +147,7 @@ def _mrnet_labels(root: Path, split: str) -> dict[str, dict[str, int]] | None:
         if (root / f"{split}-{diagnosis}.csv").is_file()
     }
     if not tables:
-        if not (root / split).is_dir():
+        if not _has_split(root, split):
             inside = " One lies below it: give that." if _nested(root) else ""
             raise DatasetError(
                 f"{root} holds neither {split}-abnormal.csv nor a folder {split}. Give "
@@ -173,6 +174,11 @@ def _mrnet_labels(root: Path, split: str) -> dict[str, dict[str, int]] | None:
         name: {diagnosis: columns[diagnosis][name] for diagnosis in DIAGNOSES}
         for name in first
     }
+
+
+def _has_split(root: Path, split: str) -> bool:
+    tables = (root / f"{split}-{diagnosis}.csv" for diagnosis in DIAGNOSES)
+    return (root / split).is_dir() or any(table.is_file() for table in tables)
 
 
 def _nested(root: Path) -> bool:
@@ -317,6 +323,31 @@ def _kneemri_files(root: Path) -> dict[str, Path]:
     return files
 
 
+def listed_exams(root: str | os.PathLike[str], split: str) -> set[str]:
+    """Names of the exams of a split, those included whose images are not all there.
+
+    A volume of KneeMRI that is missing may belong to any split, and counts in each.
+
+    Raises:
+        DatasetError: as `read_release`.
+    """
+    root = release_folder(root)
+    if not _is_kneemri(root):
+        labels = _mrnet_labels(root, split) or {}
+        return set(labels).union(*_mrnet_files(root, split).values())
+    files = _kneemri_files(root)
+    folders = KNEEMRI_FOLDERS[split]
+    return {
+        Path(name).stem
+        for name in _kneemri_grades(root)
+        if name not in files or files[name].parent.name in folders
+    }
+
+
+def _is_kneemri(root: Path) -> bool:
+    return (root / "metadata.csv").is_file()
+
+
 def read_release(
     root: str | os.PathLike[str], split: str, *, allow_missing: bool = False
 ) -> list[Exam]:
@@ -325,8 +356,7 @@ def read_release(
     Raises:
         DatasetError: the folder holds neither; see `read_mrnet` and `read_kneemri`.
     """
-    kneemri = (release_folder(root) / "metadata.csv").is_file()
-    reader = read_kneemri if kneemri else read_mrnet
+    reader = read_kneemri if _is_kneemri(release_folder(root)) else read_mrnet
     return reader(root, split, allow_missing=allow_missing)
 
 
@@ -373,6 +403,14 @@ def read_volume(path: str | os.PathLike[str]) -> NDArray[Any]:
         raise VolumeError(
             f"{path} holds values that are not finite numbers. Export it again."
         )
+    if volume.dtype.kind == "f":
+        furthest = max(float(volume.max()), -float(volume.min()))
+        if furthest > LARGEST:
+            raise VolumeError(
+                f"{path} holds values up to {furthest:.2g}, but grey values of at most "
+                f"{LARGEST:.0e} are expected. Is the type or the byte order of the "
+                "numbers right? Export it again."
+            )
     return np.array(volume)  # in memory, no longer mapped
 
 
@@ -493,7 +531,12 @@ def verify(
 def _verify_mrnet(root: Path, progress: bool) -> list[Check]:
     checks = []
     files: list[Path] = []
+    there = [split for split in MRNET_SPLITS if _has_split(root, split)]
     for split in MRNET_SPLITS:
+        if there and split not in there:
+            note = f"neither tables nor images of {split}: this copy holds a part"
+            checks.append(Check(f"{split} exams", "not there", notes=(note,)))
+            continue
         labels = _mrnet_labels(root, split) or {}
         present = _mrnet_files(root, split)
         absent = [

@@ -27,6 +27,7 @@ from medimg_utils import metrics
 from medimg_utils.errors import InputError
 
 WAYS = ("training", "out_of_fold")  # which exams the combination is fitted on
+GRADES = ("subtle", "moderate", "marked")  # of a simulated finding, rising
 DARK, BRIGHT = 15, 250  # grey levels of the style control
 
 
@@ -325,7 +326,9 @@ def subgroups(
     """AUC of the combination by what only a simulation knows (anatomy, side ...).
 
     A group needs positives and negatives of its own. Kinds and grades of findings are
-    compared with all exams that lack the diagnosis.
+    compared with all exams that lack the diagnosis. An exam is in the group of each
+    kind that it holds, but of one grade alone: the highest of its findings of the
+    diagnosis. For `abnormal` every finding counts, torn ligaments and menisci as well.
     """
     absent = [case["exam_id"] for case in cases if case["exam_id"] not in truth.exams]
     if absent:
@@ -353,11 +356,9 @@ def subgroups(
         answer[name] = {}
         for diagnosis in cases[0]["labels"]:
             found = [
-                {
-                    str(finding.get(name))
-                    for finding in row.get("findings", ())
-                    if finding.get("diagnosis") == diagnosis
-                }
+                _kinds(row.get("findings", ()), diagnosis)
+                if name == "kind"
+                else _highest_grade(row.get("findings", ()), diagnosis)
                 for row in facts
             ]
             answer[name][diagnosis] = {
@@ -373,6 +374,21 @@ def subgroups(
                 for value in sorted(set().union(*found))
             }
     return answer
+
+
+def _kinds(findings: Sequence[Mapping[str, Any]], diagnosis: str) -> set[str]:
+    return {one["kind"] for one in findings if one["diagnosis"] == diagnosis}
+
+
+def _highest_grade(findings: Sequence[Mapping[str, Any]], diagnosis: str) -> set[str]:
+    """The highest grade alone; nothing where the exam lacks the diagnosis."""
+    grades = {
+        one["grade"]
+        for one in findings
+        if one["diagnosis"] == diagnosis
+        or (diagnosis == "abnormal" and one["diagnosis"])
+    }
+    return {max(grades, key=GRADES.index)} if grades else set()
 
 
 def _group_auc(

@@ -42,6 +42,7 @@ from medimg_utils.experiments import (
     choose,
     facts_file,
     facts_of_run,
+    forget_answers,
     provenance,
     raise_failures,
     setting,
@@ -61,6 +62,7 @@ from medimg_utils.knee.dataset import (
     Exams,
     VolumeError,
     collate,
+    listed_exams,
     read_release,
     read_volume,
 )
@@ -140,7 +142,8 @@ class Experiment:
     probe: bool = setting(
         False,
         paper=False,
-        why="fit the linear layer to the ImageNet features before training the rest",
+        why="fit the linear layer to the features as they then are (after the rehearsal, "
+        "where there is one) before training the rest",
     )
     frozen: int = setting(
         0, paper=0, why="first layers of the features that keep their ImageNet weights"
@@ -1073,8 +1076,10 @@ def predict(
     | `0042.json` | `probabilities` (combined), `series` (each by itself), `slices` |
     | `0042.SERIES.DIAGNOSIS.nii.gz` | class activation map, axes as in `0042.npy` |
 
-    The maps are stored in 8 bit with NIfTI's own scale. Each file appears whole, the
-    JSON file last. Labels are not needed.
+    `slices` counts from 0, as the arrays do; the pages of the book count from 1. The
+    maps are stored in 8 bit with NIfTI's own scale. Each file appears whole, the JSON
+    file last; those of an earlier prediction of the same exams are deleted first, so an
+    exam that fails or is left out has none. Labels are not needed.
 
     Args:
         run: folder of a run, or `lab`.
@@ -1103,6 +1108,7 @@ def predict(
         "thresholds": loaded.thresholds,
         "trained_on": loaded.facts["data"],
     }
+    forget_answers(out, listed_exams(data, split))
     answers, failures = [], []
     for exam in tqdm(exams, "predict", disable=not progress, leave=False):
         try:

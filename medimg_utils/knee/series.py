@@ -307,6 +307,9 @@ def render(
     return Series(volume, lesions, (gap, frame.view / SIZE), accidents)
 
 
+#: Share of the series, of those in which it can happen, that has an accident; our choice.
+ACCIDENTS = {"pulsation": 0.35, "motion": 0.10, "fat suppression": 0.15}
+
 #: Magnetisation transfer: the many refocusing pulses of a fast spin echo, off resonance
 #: for the slices beside, saturate what exchanges with bound protons (Henkelman et al.
 #: 2001, NMR Biomed 14:57).  Loss of signal, relative to that of muscle; our choice.
@@ -437,7 +440,7 @@ def _scan(
         fatty = _displace(fatty, shift * (1 if generator.random() < 0.5 else -1))
     image = water + fatty + flesh
     image = image * _sensitivity(frame, scanner, generator, noise)
-    if generator.random() < 0.35:
+    if generator.random() < ACCIDENTS["pulsation"]:
         accidents.append("pulsation")
         vessels = artery * float(generator.uniform(0.3, 1.0))
         image = mr.add_ghosts(
@@ -447,7 +450,7 @@ def _scan(
             vessels,
             dim=-1 if plane == "axial" else -2,
         )
-    if generator.random() < 0.10:
+    if generator.random() < ACCIDENTS["motion"]:
         accidents.append("motion")
         image = mr.move(image, _restlessness(generator))
     kept = (
@@ -491,7 +494,7 @@ def _failure(
     fat = mr.tissue("subcutaneous fat", scanner.field).fat
     left = 1 - fat * scanner.fat_suppression
     missed = float(generator.uniform(0.01, 0.05))
-    if generator.random() < 0.15:
+    if generator.random() < ACCIDENTS["fat suppression"]:
         accidents.append("fat suppression")
         missed = float(generator.uniform(0.08, 0.30))
     edge = generator.choice([-1.0, 1.0])

@@ -26,6 +26,7 @@ from medimg_utils.experiments import (
     choose,
     facts_file,
     facts_of_run,
+    forget_answers,
     protocol,
     provenance,
     raise_failures,
@@ -685,7 +686,8 @@ def predict(
     | `NAME.overlay.png` | (H, W, 3) the radiograph, with the probability in orange |
     | `NAME.json` | `score`, `mask_area_mm2` (null where spacing is unknown), `settings` |
 
-    Nothing from the input's header is copied. Each file appears whole, NAME.json last.
+    Nothing from the input's header is copied. Each file appears whole, NAME.json last;
+    that of an earlier prediction is deleted first, so a file that fails has none.
 
     Args:
         run: folder of a run, or `lab`.
@@ -712,6 +714,7 @@ def predict(
         "thresholds": loaded.thresholds,
         "trained_on": loaded.facts["data"],
     }
+    forget_answers(out, (path.stem for path in inputs))
     answers, failures = [], []
     for path in tqdm(inputs, "predict", disable=not progress, leave=False):
         try:

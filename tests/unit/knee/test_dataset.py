@@ -240,6 +240,8 @@ def test_a_hostile_volume_is_refused_and_never_runs(kneemri):
         (np.zeros((256, 256, 20), np.uint8), "axes in another order"),
         (np.zeros((0, 64, 64), np.uint8), r"\(0, 64, 64\)"),
         (np.full((2, 64, 64), np.nan), "not finite"),
+        (np.full((2, 64, 64), 1e307), r"up to 1e\+307, but .* at most 1e\+30"),
+        (np.linspace(-1e31, 0, 8192).reshape(2, 64, 64), r"1e\+31"),
         (np.zeros((2, 64, 64), complex), "complex"),
         (np.zeros((2, 64, 64), "U1"), "one array of numbers"),
         (np.zeros((2, 64, 64), object), "cannot be read"),
@@ -395,6 +397,24 @@ def test_a_split_without_exams_is_told_but_no_problem(tmp_path, write_mrnet):
     assert len(read_mrnet(release, "valid")) == 2
     with pytest.raises(DatasetError, match="no exam in its split train"):
         read_mrnet(release, "train")
+
+
+@pytest.mark.parametrize(("kept", "gone"), [("valid", "train"), ("train", "valid")])
+def test_a_copy_of_one_split_is_examined_too(small, kept, gone):
+    shutil.rmtree(small / gone)
+    tables = [small / f"{gone}-{diagnosis}.csv" for diagnosis in DIAGNOSES]
+    tables[0].unlink()
+    # A table that is left behind says that the split is meant to be there.
+    assert "layout" in problems("mrnet", small)
+    for table in tables[1:]:
+        table.unlink()
+    checks = {check.name: check for check in verify("mrnet", small)}
+    assert not problems("mrnet", small)
+    assert f"{kept} labels" in checks
+    assert f"{gone} labels" not in checks
+    assert gone in checks[f"{gone} exams"].notes[0]
+    count = len(list((small / kept / "axial").iterdir()))
+    assert checks["axial"].found.startswith(f"{count} of {count} volumes")
 
 
 def test_what_is_no_release_is_a_problem(tmp_path):

@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from medimg_utils.errors import InputError
 from medimg_utils.knee.evaluation import (
+    GRADES,
     Combination,
     as_json,
     choose_thresholds,
@@ -18,6 +19,8 @@ from medimg_utils.knee.evaluation import (
     subgroups,
     summarise,
 )
+from medimg_utils.knee.findings import Finding
+from medimg_utils.knee.simulate import _describe
 
 SERIES = ("sagittal", "coronal", "axial")
 
@@ -197,7 +200,7 @@ def truth_file(tmp_path, rows):
             "split": "valid",
             "anatomy": f"knee{int(row['exam_id']) % 2}",
             "side": "left",
-            "findings": [{"diagnosis": "acl", "kind": "partial", "grade": 1}]
+            "findings": [{"diagnosis": "acl", "kind": "partial", "grade": "subtle"}]
             if row["labels"]["acl"]
             else [],
         }
@@ -226,6 +229,47 @@ def test_subgroups_by_what_the_simulation_knows(tmp_path):
     assert truth.lesions("valid", "axial", "0003") == (
         tmp_path / "lesions" / "valid" / "axial" / "0003.npz"
     )
+
+
+def test_a_grade_is_the_highest_of_the_exam(tmp_path):
+    """A subtle effusion beside a torn ligament does not make a subtle exam."""
+    painted = {
+        "0000": [("abnormal", "effusion", "subtle")],
+        "0001": [("abnormal", "effusion", "subtle"), ("acl", "complete", "marked")],
+        "0002": [("abnormal", "cyst", "subtle"), ("abnormal", "oedema", "moderate")],
+        "0003": [("acl", "partial", "subtle"), ("acl", "complete", "moderate")],
+        "0004": [("", "red marrow", "marked")],  # only looks like a finding
+    }
+    names = ("diagnosis", "kind", "grade")
+    facts, rows = {}, []
+    for exam, found in painted.items():
+        findings = [dict(zip(names, one, strict=True)) for one in found]
+        facts[exam] = {"split": "valid", "findings": findings}
+        labels = {
+            "abnormal": int(any(one[0] for one in found)),
+            "acl": int(any(one[0] == "acl" for one in found)),
+        }
+        answers = {"training": {name: 0.1 + 0.8 * labels[name] for name in labels}}
+        rows.append({"exam_id": exam, "labels": labels, "combined": answers})
+    path = tmp_path / "simulation-truth.json"
+    path.write_text(json.dumps(facts))
+    found = subgroups(rows, read_truth(path, "valid"), "training")
+    counts = {
+        diagnosis: {grade: group["positives"] for grade, group in groups.items()}
+        for diagnosis, groups in found["grade"].items()
+    }
+    assert counts == {
+        "abnormal": {"subtle": 1, "moderate": 2, "marked": 1},
+        "acl": {"moderate": 1, "marked": 1},
+    }
+    assert found["kind"]["acl"]["partial"]["positives"] == 1
+    assert found["kind"]["acl"]["complete"]["positives"] == 2
+    assert found["kind"]["abnormal"]["effusion"]["positives"] == 2
+
+
+def test_the_grades_are_those_of_the_simulation():
+    told = [_describe(Finding("acl", "partial", k))["grade"] for k in (0, 0.5, 1)]
+    assert tuple(told) == GRADES
 
 
 def test_another_truth_file_is_refused(tmp_path):

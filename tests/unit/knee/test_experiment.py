@@ -326,6 +326,26 @@ def test_a_broken_exam_does_not_stop_the_others(run, write_mrnet, tmp_path):
         predict(run, release, tmp_path / "file" / "below", progress=False)
 
 
+def test_an_answer_of_an_earlier_prediction_never_stays(run, write_mrnet, tmp_path):
+    release = write_mrnet(tmp_path / "release", train=1, valid=4)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "other.json").write_text("{}")
+    predict(run, release, out, progress=False)
+    assert {path.stem for path in out.glob("*.json")} == {
+        "0001", "0002", "0003", "0004", "other"
+    }  # fmt: skip
+    broken = release / "valid" / "coronal" / "0001.npy"
+    broken.write_bytes(broken.read_bytes()[:-9])
+    (release / "valid" / "axial" / "0003.npy").unlink()
+    with pytest.raises(MissingError):
+        predict(run, release, out, progress=False)
+    assert (out / "0001.json").is_file()  # refused before anything was done
+    with pytest.raises(InputError, match=r"1 of 3 exams.*0001\.npy"):
+        predict(run, release, out, allow_missing=True, progress=False)
+    assert {path.stem for path in out.glob("*.json")} == {"0002", "0004", "other"}
+
+
 def test_maps_have_the_same_bytes_again(run, mrnet, tmp_path):
     for name in "ab":
         predict(run, mrnet, tmp_path / name, progress=False)
@@ -374,6 +394,17 @@ def test_kneemri_trains_evaluates_and_takes_mrnets_network(run, tmp_path):
     found = predict(run, root, tmp_path / "out", split="test", progress=False)
     assert found[0]["probabilities"] == {}
     assert set(found[0]["series"]) == {"sagittal"}
+    stale = tmp_path / "out" / f"{found[0]['exam']}.json"
+    next(root.rglob(f"{stale.stem}.pck")).unlink()
+    words = ("predict", "knee", "--run", run, "--data", root, "--split", "test")
+    done = shell(*words, "--allow-missing", "--out", tmp_path / "out", "--quiet")
+    assert done.exit_code == 0, done.output
+    one = found[1]
+    told = ", ".join(
+        f"sagittal {d} {p:.3f}" for d, p in one["series"]["sagittal"].items()
+    )
+    assert f"{one['exam']}: {told}" in done.output
+    assert not stale.exists()
     with pytest.raises(InputError, match="Leave --fold away"):
         train(root, tmp_path / "other", SHORT, fold=1, **FAST)
 

@@ -229,6 +229,8 @@ def test_a_broken_file_does_not_stop_the_others(run, release, tmp_path):
     good = next(release.rglob("*.dcm"))
     bad = tmp_path / "bad.dcm"
     bad.write_bytes(good.read_bytes()[:900])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "bad.json").write_text("{}")  # of an earlier prediction
     with pytest.raises(ImageError, match=r"1 of 2 files.*bad\.dcm"):
         predict(run, [bad, good], tmp_path / "out", progress=False)
     assert (tmp_path / "out" / f"{good.stem}.json").is_file()
