@@ -78,7 +78,7 @@ WORDS = {
         "simulated exams are simpler than real ones.",
         limits="Two anatomies stand behind all exams of the training, one behind the test "
         "on an unseen anatomy. Whether each network has learned its task, the chapter on "
-        "MRNet shows. $rehearsed"
+        "MRNet shows. ${rehearsed}"
         "An activation map has coarse cells and shows what speaks "
         "for an answer, not whether it is right.",
         made_from="Label maps of three knees, listed under [](../data.md), reshaped, with "
