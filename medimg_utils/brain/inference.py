@@ -43,7 +43,7 @@ from medimg_utils.brain.preprocess import Box, Prepared, bounding_box, cut
 from medimg_utils.errors import InputError
 from medimg_utils.training import best_precision
 
-MODES = ("reference", "fast", "one-pass")
+MODES = ("reference", "fast", "one-pass")  # from slow to quick
 SIDE = 36  # side of step 2's output, published
 STRIDE = 9  # of the published tiling
 RIM = 7  # last planes of a tile that depend on where it ends; see `UnpaddedUNet`
