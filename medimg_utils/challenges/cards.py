@@ -21,11 +21,30 @@ from medimg_utils.challenges.fairness import FEWEST, age_group
 from medimg_utils.errors import InputError
 
 
+def _torn_more_often(stored: Mapping[str, Any]) -> str:
+    """A sentence on tears in tests and training, where the tests have more of them."""
+    data = stored["training"]["about"]["data"]
+    learned = data["acl"] / data["exams"]
+    cases = [case for test in stored["tests"].values() for case in test["cases"]]
+    met = sum(case["labels"]["acl"] for case in cases) / len(cases)
+    if not met > learned:
+        return ""
+    return (
+        f"Torn ACLs are more frequent in the tests ({met:.0%}) than in training "
+        f"({learned:.0%}): probabilities fitted at the one are too low at the other.\n\n"
+    )
+
+
+def _nothing_more(stored: Mapping[str, Any]) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Words:
     """What no result can say of a network; one sentence or two each.
 
-    `$voxel` and the like are put in from the settings of the stored run.
+    `$voxel` and the like are put in from the settings of the stored run. `frequencies`
+    says what to know of those in the stored result before its measures are read.
     """
 
     title: str
@@ -39,6 +58,8 @@ class Words:
     lacks: str
     command: str
     intervals: str = "over patients"
+    too_few: str = f"{FEWEST} ill (or {FEWEST} well, where an AUC compares them)"
+    frequencies: Callable[[Mapping[str, Any]], str] = _nothing_more
 
 
 WORDS = {
@@ -91,6 +112,7 @@ WORDS = {
         "--split valid --out DIR",
         intervals="over exams, each of which counts as a patient of its own: the layout "
         "of MRNet names no patients, and among the simulated exams each is one",
+        frequencies=_torn_more_often,
     ),
     "brain": Words(
         title="Brain tumours in MRI, and survival",
@@ -113,6 +135,7 @@ WORDS = {
         lacks="Tumours after surgery, cavities, bleeding, other diseases than glioma, and "
         "any cause of death but the simulated one.",
         command="python -m medimg_utils predict brain --run lab CASE_FOLDER --out DIR",
+        too_few=f"{FEWEST} exams",
     ),
 }
 
@@ -392,36 +415,6 @@ def by_group(name: str, stored: Mapping[str, Any] | None = None) -> str:
 
 # ------------------------------------------------------------------------------- cards
 
-_COMPARED = f"{FEWEST} ill (or {FEWEST} well, where an AUC compares them)"
-#: How many exams a group needs, in words.
-TOO_FEW = {
-    "pneumothorax": _COMPARED,
-    "knee": _COMPARED,
-    "brain": f"{FEWEST} exams",
-}
-
-
-def _torn_more_often(stored: Mapping[str, Any]) -> str:
-    """A sentence on tears in tests and training, where the tests have more of them."""
-    data = stored["training"]["about"]["data"]
-    learned = data["acl"] / data["exams"]
-    cases = [case for test in stored["tests"].values() for case in test["cases"]]
-    met = sum(case["labels"]["acl"] for case in cases) / len(cases)
-    if not met > learned:
-        return ""
-    return (
-        f"Torn ACLs are more frequent in the tests ({met:.0%}) than in training "
-        f"({learned:.0%}): probabilities fitted at the one are too low at the other.\n\n"
-    )
-
-
-#: What to know of the frequencies of a use case before reading its measures.
-FREQUENCIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "pneumothorax": lambda stored: "",
-    "knee": _torn_more_often,
-    "brain": lambda stored: "",
-}
-
 
 def model_card(name: str) -> str:
     """The card of a shipped network, in Markdown.
@@ -456,8 +449,8 @@ def model_card(name: str) -> str:
         "Measured": f"With 95 % intervals {words.intervals}. All exams are simulated; how "
         "each threshold was chosen is told in the chapters. A calibration error of a few "
         "exams is too large by chance alone; its interval allows for that.\n\n"
-        f"{FREQUENCIES[name](stored)}{measured(name, stored)}",
-        "By group": f"On unseen patients. With fewer than {TOO_FEW[name]} a group is too "
+        f"{words.frequencies(stored)}{measured(name, stored)}",
+        "By group": f"On unseen patients. With fewer than {words.too_few} a group is too "
         "few for a number. Many groups are compared: by chance alone one interval in twenty "
         f"misses the truth.{flat}\n\n{groups}",
         "Known limits": limits,

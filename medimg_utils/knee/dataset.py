@@ -147,7 +147,7 @@ def _mrnet_labels(root: Path, split: str) -> dict[str, dict[str, int]] | None:
         if (root / f"{split}-{diagnosis}.csv").is_file()
     }
     if not tables:
-        if not _has_split(root, split):
+        if not (root / split).is_dir():
             inside = " One lies below it: give that." if _nested(root) else ""
             raise DatasetError(
                 f"{root} holds neither {split}-abnormal.csv nor a folder {split}. Give "

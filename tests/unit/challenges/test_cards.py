@@ -152,5 +152,5 @@ def test_tears_that_are_more_frequent_in_the_tests_are_told():
         about = {"data": {"acl": torn_in_training, "exams": 100}}
         return {"training": {"about": about}, "tests": {"one": {"cases": cases}}}
 
-    assert "(50%) than in training (20%)" in cards.FREQUENCIES["knee"](stored(20))
-    assert cards.FREQUENCIES["knee"](stored(60)) == ""
+    assert "(50%) than in training (20%)" in cards.WORDS["knee"].frequencies(stored(20))
+    assert cards.WORDS["knee"].frequencies(stored(60)) == ""
