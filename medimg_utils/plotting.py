@@ -333,6 +333,21 @@ def show_table(table: pd.DataFrame, *, caption: str) -> None:
     _publish({"text/html": page, "text/plain": f"{caption}\n{table.to_string()}"})
 
 
+def spread(values: npt.ArrayLike, form: str = ".0f") -> str:
+    """Mean of repetitions, and where the middle 95 % of them lie, for a table or caption.
+
+    Args:
+        values: one number a repetition; NaN is left out.
+        form: of each number, as in an f-string.
+
+    >>> spread([1, 2, 3], ".2f")
+    '2.00 (1.05 to 2.95)'
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    low, high = np.nanquantile(numbers, [0.025, 0.975])
+    return f"{np.nanmean(numbers):{form}} ({low:{form}} to {high:{form}})"
+
+
 def versus_paper(
     rows: Mapping[str, tuple[str, str]], *, paper: str, ours: str, data: str
 ) -> None:
