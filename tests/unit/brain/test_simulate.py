@@ -116,7 +116,7 @@ def test_a_folder_with_something_else_is_refused(plan, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
         simulate_release(tmp_path, plan, **QUIET)
-    with pytest.raises(InputError, match="not a folder"):
+    with pytest.raises(InputError, match=r"is a file\. Give the path of a folder"):
         simulate_release(tmp_path / "mine.txt", plan, **QUIET)
     assert [f.name for f in tmp_path.iterdir()] == ["mine.txt"]
 

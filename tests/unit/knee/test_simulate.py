@@ -285,7 +285,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
         simulate_release(tmp_path, SMALL, **HERE)
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match=r"is a file\. Give the path of a folder"):
         simulate_release(tmp_path / "thesis.txt", SMALL, **HERE)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1

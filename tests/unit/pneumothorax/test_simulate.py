@@ -319,7 +319,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not empty"):
         simulate_release(tmp_path, SMALL, **HERE)
-    with pytest.raises(InputError, match="not a folder"):
+    with pytest.raises(InputError, match=r"is a file\. Give the path of a folder"):
         simulate_release(tmp_path / "thesis.txt", SMALL, **HERE)
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
 
