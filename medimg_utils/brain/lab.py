@@ -115,7 +115,7 @@ def run_lab(
     training = _training(shipped, facts)
     result = {
         "headline": {
-            "hardware": results.hardware(unseen["about"]["device"]),
+            "hardware": facts["about"]["hardware"],
             "minutes": training["minutes"],
             "measures": {
                 f"Dice {name}": [

@@ -316,7 +316,14 @@ def augment(
         channels, target = channels.flip(1), target.flip(1)
     gain, offset, bend, noise = torch.tensor(rest).reshape(4, 4, 1, 1, 1) * strength
     middle = strength / 2
-    grey = channels * (1 + 0.4 * (gain - middle)) + 0.4 * (offset - middle)
-    grey += 0.16 * (bend - middle) * (channels.clamp(-3, 3).square() - 1)
-    grey += 0.2 * noise * torch.randn(channels.shape, generator=generator)
-    return torch.where(channels == 0, channels, grey), target
+    brain = (channels != 0).any(dim=0).numpy()
+    if not brain.any():
+        return channels, target
+    box = (slice(None), *bounding_box(brain))  # most of a patch can lie outside
+    before = channels[box]
+    grey = before * (1 + 0.4 * (gain - middle)) + 0.4 * (offset - middle)
+    grey += 0.16 * (bend - middle) * (before.clamp(-3, 3).square() - 1)
+    grey += 0.2 * noise * torch.randn(before.shape, generator=generator)
+    out = channels.clone()
+    out[box] = torch.where(before == 0, before, grey)
+    return out, target

@@ -68,7 +68,7 @@ def run_lab(
     unseen = tests[HEADLINE]
     result = {
         "headline": {
-            "hardware": results.hardware(unseen["about"]["device"]),
+            "hardware": first["about"]["hardware"],
             "minutes": minutes,
             "measures": {
                 f"AUC {name}": [

@@ -78,7 +78,7 @@ def run_lab(
     minutes = sum(row["seconds"] for row in history) / 60
     result = {
         "headline": {
-            "hardware": results.hardware(unseen["about"]["device"]),
+            "hardware": facts["about"]["hardware"],
             "minutes": minutes,
             "measures": {
                 "AUC": [unseen["auc"]["value"], *unseen["auc"]["bootstrap"]],

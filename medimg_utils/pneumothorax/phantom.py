@@ -34,12 +34,12 @@ SPACING = (1.25, 2.5, 1.25)
 #: Grid of the distance fields in mm.
 COARSE = 2.5
 #: Version of the prepared files: raise it when this module changes what it writes.
-VERSION = 3
+VERSION = 4
 RIGHT, LEFT = 0, 1
 #: Slices of abdomen added below the scan.
 _EXTRA = 48
-#: Of these, so many in which gas fades away.
-_FADE = 20
+#: Of these, so many in which gas fades away, and ribs end.
+_FADE, _RIBS_END = 20, 16
 
 #: CTs with contrast agent: what is compact and above this value (HU) is filled with it.
 _IODINE = {"chest1": 130.0, "chest2": 190.0}
@@ -390,25 +390,37 @@ def _missing_diaphragm(lungs: np.ndarray, height_mm: float = 42.0) -> np.ndarray
 
 
 def _extend(soft: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Add abdomen below the scan: its last slice, ever more blurred, its gas fading.
+    """Add abdomen below the scan: its lowest part mirrored, without lung and with spine.
 
-    A film reaches below where a chest CT ends, and no edge may show there.
+    A film reaches below where a chest CT ends, and no edge may show there.  Mirrored
+    tissue continues without a step and keeps its texture; what holds gas is filled, and
+    ribs, which would run upwards, end.
     """
-    below_soft, below_bone = [], []
-    last, last_bone = soft[:, :, :4].mean(2), bone[:, :, 0]  # without their noise
-    gas = ndi.binary_fill_holes(last > 0.6) & (last < 0.8)
-    for step in range(1, _EXTRA + 1):
-        filled = np.where(gas, last + (1 - last) * min(1.0, step / _FADE), last)
-        sigma = (1 + 0.35 * step, 0.5 + 0.17 * step)
-        below_soft.append(ndi.gaussian_filter(filled, sigma))
-        # ribs end, the spine goes on
-        sigma = (min(0.35 * step, 4.0), min(0.17 * step, 2.0))
-        below_bone.append(ndi.gaussian_filter(last_bone, sigma))
-    stacked = [np.stack(part[::-1], axis=2) for part in (below_soft, below_bone)]
-    return (
-        np.concatenate([stacked[0], soft], axis=2),
-        np.concatenate([stacked[1], bone], axis=2),
+    mirrored, spine = soft[:, :, _EXTRA - 1 :: -1], bone[:, :, _EXTRA - 1 :: -1]
+    steps = np.arange(_EXTRA, 0, -1)  # below the scan
+    inside = ndi.binary_opening(mirrored > 0.6, iterations=2)
+    inside = np.stack(
+        [ndi.binary_fill_holes(plane) for plane in np.moveaxis(inside, 2, 0)], axis=2
     )
+    gas = ndi.gaussian_filter((inside & (mirrored < 0.8)).astype(np.float32), 1.0)
+    fading = np.minimum(1.0, (2 * gas) * np.minimum(1.0, steps / _FADE))
+    mirrored = mirrored * (1 - fading) + fading
+    near = _near_spine(bone[:, :, : _EXTRA // 2])[:, :, None]
+    ending = np.clip(1 - steps / _RIBS_END, 0, 1)
+    spine = spine * (near + (1 - near) * ending)
+    return (
+        np.concatenate([mirrored, soft], axis=2),
+        np.concatenate([spine, bone], axis=2),
+    )
+
+
+def _near_spine(bone: np.ndarray) -> np.ndarray:
+    """(X, Y) weight 0 to 1 of the vertebral column in ``(X, Y, Z)`` bone."""
+    mean = bone.mean(2)
+    labels, _ = ndi.label(ndi.gaussian_filter(mean, 1.5) > 0.05)
+    masses = ndi.sum_labels(mean, labels, np.arange(1, labels.max() + 1))
+    column = ndi.binary_dilation(labels == 1 + masses.argmax(), iterations=4)
+    return ndi.gaussian_filter(column.astype(np.float32), 3.0)
 
 
 def _smooth(field: np.ndarray, sigma: float) -> np.ndarray:

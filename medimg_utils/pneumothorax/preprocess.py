@@ -231,8 +231,12 @@ def grey_curve(image: Tensor, strength: float) -> Tensor:
 
 
 def uneven_exposure(image: Tensor, strength: float) -> Tensor:
-    """Add a smooth field of a few blobs: scatter, heel effect, soft parts."""
-    coarse = torch.randn(1, 1, 3, 3) * 0.12 * strength
+    """Add a smooth field of blobs, a sixth of the film wide or more: scatter, soft parts.
+
+    An apex that is merely darker than its surroundings is then no clue any more.
+    """
+    side = int(torch.randint(3, 7, ()))
+    coarse = torch.randn(1, 1, side, side) * 0.12 * strength
     return image + F.interpolate(
         coarse, size=image.shape[-2:], mode="bicubic", align_corners=False
     ).squeeze(0)

@@ -46,13 +46,15 @@ def provenance(
         n: how many exams (or how many of which kind).
 
     Returns:
-        These, and the commit (None outside a checkout) and package versions.
+        These, the hardware in words, the commit (None outside a checkout) and package
+        versions.
     """
     return {
         "size": size,
         "data": data,
         "n": n,
         "device": device,
+        "hardware": hardware(device),
         "seed": seed,
         "commit": _commit(),
         "python": platform.python_version(),
