@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import atomic_path, to_json, write_json_atomic, write_text_atomic
+from medimg_utils.results import hardware
 
 Batch = dict[str, Any]
 Item = TypeVar("Item")
@@ -344,13 +345,25 @@ def _write_log(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     write_text_atomic(path, text.getvalue())
 
 
-def read_log(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's `log.csv`; what was undefined is NaN."""
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `log.csv`: numbers (NaN where undefined), and the hardware."""
     with (run / LOG).open(newline="", encoding="utf-8") as file:
         return [
-            {key: float(value or "nan") for key, value in row.items()}
+            {
+                key: value if key == "hardware" else float(value or "nan")
+                for key, value in row.items()
+            }
             for row in csv.DictReader(file)
         ]
+
+
+def trained_on(history: Sequence[Mapping[str, Any]]) -> str:
+    """What the epochs of a log ran on; a run may be resumed on another machine.
+
+    >>> trained_on([{"hardware": name} for name in ("a GPU", "a GPU", "2 CPU cores")])
+    'a GPU, then 2 CPU cores'
+    """
+    return ", then ".join(dict.fromkeys(row["hardware"] for row in history))
 
 
 # --------------------------------------------------------------------------------- loop
@@ -396,7 +409,7 @@ def fit(
     |---|---|
     | `best.safetensors` | weights of the epoch with the best `best_by`; `extra` |
     | `last.safetensors` | weights, optimiser and position of the newest checkpoint |
-    | `log.csv` | per epoch: loss, learning rate, what `validate` returned, seconds |
+    | `log.csv` | per epoch: loss, rate, what `validate` returned, seconds, hardware |
     | `settings.json` | the settings |
 
     Args:
@@ -547,6 +560,7 @@ def fit(
                 "learning_rate": rate,
                 **measured,
                 "seconds": round(time.perf_counter() - started, 2),
+                "hardware": hardware(fabric.device.type),
             }
             state["history"].append(to_json(row))
             state["loss_sum"] = 0.0

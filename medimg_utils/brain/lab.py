@@ -34,7 +34,7 @@ from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe, facts_file, read_facts
 from medimg_utils.labs import check_data, once
 from medimg_utils.release import describe_release, digest_of
-from medimg_utils.training import BEST, LOG, load_tensors, read_log
+from medimg_utils.training import BEST, LOG, load_tensors, read_log, trained_on
 
 NAME = "brain-lab"
 UNSEEN = "unseen-patients"
@@ -115,7 +115,7 @@ def run_lab(
     training = _training(shipped, facts)
     result = {
         "headline": {
-            "hardware": facts["about"]["hardware"],
+            "hardware": training["hardware"],
             "minutes": training["minutes"],
             "measures": {
                 f"Dice {name}": [
@@ -171,6 +171,9 @@ def _training(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "networks": networks,
         "minutes": sum(network["minutes"] for network in networks.values()),
+        "hardware": trained_on(
+            [row for network in networks.values() for row in network["history"]]
+        ),
         "patients": facts["about"]["n"],
         "chosen_mode": facts["mode"],
         "chosen_on": facts["chosen_on"],

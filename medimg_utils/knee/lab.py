@@ -20,7 +20,7 @@ from medimg_utils.knee.experiment import Experiment, evaluate, train
 from medimg_utils.knee.simulate import HELD_OUT, LAB_TESTS, ensure_release
 from medimg_utils.labs import check_data, once
 from medimg_utils.release import describe_release, digest_of
-from medimg_utils.training import BEST, read_log
+from medimg_utils.training import BEST, read_log, trained_on
 
 NAME = "knee-lab"
 HEADLINE = "unseen-patients"
@@ -65,10 +65,11 @@ def run_lab(
         other = ensure_release(f"lab-{name}", progress=progress)
         tests[name] = _evaluate_once(shipped / f"{name}.json", other, progress)
     minutes = sum(part["minutes"] for part in first["parts"])
+    logs = {part["name"]: read_log(shipped / part["name"]) for part in first["parts"]}
     unseen = tests[HEADLINE]
     result = {
         "headline": {
-            "hardware": first["about"]["hardware"],
+            "hardware": trained_on([row for log in logs.values() for row in log]),
             "minutes": minutes,
             "measures": {
                 f"AUC {name}": [
@@ -84,7 +85,7 @@ def run_lab(
         "training": {
             "networks": {
                 part["name"]: {
-                    "history": read_log(shipped / part["name"]),
+                    "history": logs[part["name"]],
                     "rehearsed": part["rehearsed"],
                     "best": part["best"],
                     "weights": part["weights"],

@@ -25,7 +25,7 @@ from medimg_utils.pneumothorax.simulate import (
     patients_of,
 )
 from medimg_utils.release import describe_release, digest_of
-from medimg_utils.training import BEST, read_log
+from medimg_utils.training import BEST, read_log, trained_on
 
 NAME = "pneumothorax-lab"
 
@@ -78,7 +78,7 @@ def run_lab(
     minutes = sum(row["seconds"] for row in history) / 60
     result = {
         "headline": {
-            "hardware": facts["about"]["hardware"],
+            "hardware": trained_on(history),
             "minutes": minutes,
             "measures": {
                 "AUC": [unseen["auc"]["value"], *unseen["auc"]["bootstrap"]],
