@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import Dataset
 
+from medimg_utils import training
 from medimg_utils.errors import InputError
+from medimg_utils.results import hardware
 from medimg_utils.training import (
     BEST,
     LAST,
@@ -23,8 +25,10 @@ from medimg_utils.training import (
     fit,
     learning_rate_at,
     load_tensors,
+    read_log,
     reduce_on_plateau,
     stable_seed,
+    trained_on,
     warm_restart,
 )
 
@@ -259,6 +263,16 @@ def test_a_run_repeats_and_leaves_its_files(tmp_path):
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
         BEST, LAST, "log.csv", "settings.json"
     }  # fmt: skip
+
+
+def test_a_log_names_what_each_epoch_ran_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "hardware", lambda device: f"a fast {device}")
+    run(tmp_path, epochs=1)
+    monkeypatch.undo()
+    run(tmp_path, epochs=3, resume=True)
+    rows = read_log(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert trained_on(rows) == f"a fast cpu, then {hardware('cpu')}"
 
 
 def test_the_best_epoch_is_kept(tmp_path):
