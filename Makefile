@@ -49,7 +49,7 @@ student: $(BUILT) ## Build the website without the solutions: _build/student/_bu
 
 # Tests always run at the tiny size. Files of tests are spread over the cores, with one
 # thread of arithmetic each.
-test unit notebooks site: MEDIMG_SIZE := tiny
+test unit notebooks site: override MEDIMG_SIZE := tiny
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 .PHONY: test

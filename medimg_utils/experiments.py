@@ -7,7 +7,7 @@ and one instance of it a run size.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from medimg_utils import results
 from medimg_utils.errors import InputError
 from medimg_utils.settings import SIZES
-from medimg_utils.training import BEST
+from medimg_utils.training import BEST, RunError
 
 Settings = TypeVar("Settings")
 
@@ -28,9 +28,19 @@ def setting(default: Any, *, paper: Any = None, why: str) -> Any:
 
 
 def choose(
-    experiments: Mapping[str, Settings], size: str, *, epochs: int | None = None
+    experiments: Mapping[str, Settings],
+    size: str,
+    *,
+    epochs: int | None = None,
+    of: Sequence[str] = ("epochs",),
 ) -> Settings:
     """The settings of a run size, with another number of epochs where one is given.
+
+    Args:
+        experiments: by size.
+        size: one of them.
+        epochs: of each network.
+        of: the settings that hold a number of epochs; one that is 0 stays 0.
 
     Raises:
         InputError: no such size, or fewer than one epoch.
@@ -41,7 +51,9 @@ def choose(
         return experiments[size]
     if epochs < 1:
         raise InputError(f"{epochs} epochs were asked for, but at least 1 is needed.")
-    return replace(experiments[size], epochs=epochs)  # type: ignore[type-var]
+    chosen = experiments[size]
+    changed = {name: epochs for name in of if getattr(chosen, name)}
+    return replace(chosen, **changed)  # type: ignore[type-var]
 
 
 def describe(experiment: Any) -> list[dict[str, Any]]:
@@ -77,6 +89,28 @@ def read_facts(run: Path) -> dict[str, Any]:
     """What the file of a finished run says."""
     facts: dict[str, Any] = json.loads(facts_file(run).read_text(encoding="utf-8"))
     return facts
+
+
+def open_facts(
+    path: Path, read: Callable[[dict[str, Any]], Settings]
+) -> tuple[dict[str, Any], Settings]:
+    """What the JSON file beside trained networks says, and their settings.
+
+    Args:
+        path: the file.
+        read: makes the settings of what the file holds of them.
+
+    Raises:
+        RunError: it is damaged, or of another use case.
+    """
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return facts, read(facts["experiment"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path} does not tell of a finished run of this use case ({error}). Give "
+            "the folder of such a run, or train one."
+        ) from error
 
 
 def facts_of_run(

@@ -213,9 +213,8 @@ def _display_values(
     """
     values = apply_rescale(stored, header).astype(np.float64)
     if "VOILUTSequence" in header:
-        shown = np.asarray(
-            apply_voi_lut(values.astype(stored.dtype), header), dtype=np.float64
-        )
+        whole = np.rint(values).astype(np.int32)  # rescaled ones may be negative
+        shown = np.asarray(apply_voi_lut(whole, header), dtype=np.float64)
         return _stretch(shown, shown)
     centers, widths = header.get("WindowCenter"), header.get("WindowWidth")
     if centers is not None and widths is not None:

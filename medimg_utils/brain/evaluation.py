@@ -11,9 +11,7 @@ A *case* is a row per exam: `case_id`, `patient`, and per region what `measure` 
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medimg_utils import metrics
-from medimg_utils.errors import InputError
+from medimg_utils.release import check_listed
 
 REGIONS: dict[str, tuple[int, ...]] = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
 NUMBERS = ("dice", "hausdorff95_mm", "sensitivity", "specificity")
@@ -141,9 +139,7 @@ def summary(
             "mean": nothing, "interval": [nothing, nothing], "median": nothing,
             "quartiles": [nothing, nothing], "n": 0,
         }  # fmt: skip
-    found = metrics.bootstrap(
-        lambda index: float(values[index].mean()), patients, draws=draws
-    )
+    found = metrics.mean_bootstrap(values, patients, draws=draws)
     return {
         "mean": found.value,
         "interval": [found.low, found.high],
@@ -153,26 +149,22 @@ def summary(
     }
 
 
-def subgroups(cases: Sequence[dict[str, Any]], truth: Path) -> dict[str, Any]:
+def subgroups(
+    cases: Sequence[dict[str, Any]], rows: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
     """Mean Dice by what only a simulation knows (kind, grade, scanner ...).
 
     Args:
         cases: one row per exam.
-        truth: csv whose first column is the case; columns with 2 to 12 different values
+        rows: of `medimg_utils.release.read_truth`; columns with 2 to 12 different values
             make groups.
+
+    Raises:
+        InputError: a case is not listed.
     """
-    with truth.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        key = (reader.fieldnames or [""])[0]
-        rows = {row[key]: row for row in reader}
-    absent = [case["case_id"] for case in cases if case["case_id"] not in rows]
-    if absent:
-        raise InputError(
-            f"{truth} does not list {len(absent)} of {len(cases)} cases, e.g. "
-            f"{absent[0]}. Give the truth file of the same simulation."
-        )
+    check_listed([case["case_id"] for case in cases], rows)
     answer: dict[str, Any] = {}
-    for name in [name for name in next(iter(rows.values())) if name != key]:
+    for name in next(iter(rows.values())):
         values = sorted({rows[case["case_id"]][name] for case in cases})
         if not 1 < len(values) <= min(12, len(cases) // 2):
             continue  # constant, or a measurement instead of a group

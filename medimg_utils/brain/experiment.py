@@ -66,13 +66,13 @@ from medimg_utils.brain.models import (
     padded_twin,
 )
 from medimg_utils.brain.preprocess import Prepared
-from medimg_utils.errors import InputError
 from medimg_utils.experiments import (
     choose,
     device_name,
     facts_file,
     facts_of_run,
     forget_answers,
+    open_facts,
     protocol,
     provenance,
     raise_failures,
@@ -86,7 +86,7 @@ from medimg_utils.io import (
     write_json_atomic,
     write_nifti_atomic,
 )
-from medimg_utils.release import DatasetError, describe_release
+from medimg_utils.release import DatasetError, describe_release, read_truth
 from medimg_utils.settings import SIZES
 from medimg_utils.splits import (
     Split,
@@ -98,12 +98,12 @@ from medimg_utils.splits import (
 )
 from medimg_utils.training import (
     BEST,
-    LAST,
     Batch,
     RunError,
     Schedule,
     fit,
     load_tensors,
+    refuse_run,
     stable_seed,
 )
 
@@ -266,22 +266,10 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def get_experiment(size: str, *, epochs: int | None = None) -> Experiment:
-    """The settings of a run size, with another number of epochs for all three networks.
-
-    Raises:
-        InputError: no such size, or fewer than one epoch.
-    """
-    chosen = choose(EXPERIMENTS, size)
-    if epochs is None:
-        return chosen
-    if epochs < 1:
-        raise InputError(f"{epochs} epochs were asked for, but at least 1 is needed.")
-    return replace(
-        chosen,
-        find_epochs=epochs,
-        rehearse_epochs=epochs if chosen.rehearse_epochs else 0,
-        segment_epochs=epochs,
-        one_pass_epochs=epochs,
+    """The settings of a run size; see `medimg_utils.experiments.choose`."""
+    stages = ("find", "rehearse", "segment", "one_pass")
+    return choose(
+        EXPERIMENTS, size, epochs=epochs, of=[f"{name}_epochs" for name in stages]
     )
 
 
@@ -365,10 +353,8 @@ def train(
     """
     chosen = get_experiment(experiment) if isinstance(experiment, str) else experiment
     out = Path(out)
-    if not resume and any((out / stage / LAST).is_file() for stage in STAGES):
-        raise RunError(
-            f"{out} already holds a run. Give another folder, or --resume to go on with it."
-        )
+    if not resume:
+        refuse_run(out)
     cases = [case for case in read_release(data) if case.mask is not None]
     if not cases:
         raise DatasetError(f"no case of {data} has a mask, but training needs them.")
@@ -766,8 +752,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
             f"{run} holds no finished run ({missing[0].name} is not there). Train it, or "
             "go on with `train ... --resume`."
         )
-    facts = json.loads(about.read_text(encoding="utf-8"))
-    experiment = from_json(facts["experiment"])
+    facts, experiment = open_facts(about, from_json)
     device = Fabric(accelerator="auto", devices=1).device
     return Run(
         networks=load_networks(paths, experiment, device),
@@ -897,6 +882,7 @@ def evaluate(
     """
     if out is not None:
         check_file(out)
+    known = read_truth(Path(truth), "BraTS18ID") if truth is not None else None
     loaded = load_run(run)
     cases, held_out = unseen_cases(loaded, data, fold)
     segmenter = Segmenter(loaded.networks, mode or loaded.mode)
@@ -931,7 +917,7 @@ def evaluate(
             "predicted_masks": _compare(from_prediction),
             "run": _run_survival(loaded, from_prediction),
         },
-        "subgroups": subgroups(rows, Path(truth)) if truth is not None else None,
+        "subgroups": subgroups(rows, known) if known is not None else None,
         "about": provenance(
             loaded.experiment,
             data=describe_data(data, cases),

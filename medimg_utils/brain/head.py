@@ -148,7 +148,7 @@ def make_head(
     growth = grow(template, healthy, glioma)
     posed = healthy.moved(growth.displacement)
 
-    coarse = _coarse_fields(template, posed.pull.movedim(0, -1), patient, generator)
+    coarse = _coarse_fields(template, posed.pull.movedim(0, -1), generator)
     names = ("veins", "crowded", "cut", "caps", "spots", "stir", "slow", "bone")
     fields = refine(
         torch.cat(
@@ -231,7 +231,7 @@ def _spans(grid: Grid, size: float) -> tuple[int, int, int]:
 
 
 def _coarse_fields(
-    template: Template, mni: Tensor, patient: Patient, generator: torch.Generator
+    template: Template, mni: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Random fields of a patient on the coarse grid."""
     shape = mni.shape[:3]

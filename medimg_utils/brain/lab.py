@@ -7,7 +7,6 @@ called anew.  What was done with other data or other networks is noticed.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from medimg_utils.brain.simulate import ensure_release
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe, facts_file, read_facts
 from medimg_utils.labs import check_data, once
-from medimg_utils.release import describe_release, digest_of
+from medimg_utils.release import describe_release, digest_of, read_truth
 from medimg_utils.training import BEST, LOG, load_tensors, read_log, trained_on
 
 NAME = "brain-lab"
@@ -71,7 +70,7 @@ def run_lab(
     Raises:
         RunError: `runs` holds a run that was trained on other data.
     """
-    release = ensure_release("lab")
+    release = ensure_release("lab", progress=progress)
     for fold in folds:
         run = runs / f"{NAME}-fold{fold}"
         if not facts_file(run).is_file():
@@ -79,13 +78,13 @@ def run_lab(
         check_data(run, release)
     shipped = runs / f"{NAME}-fold{folds[0]}"
     about = facts_file(shipped)
-    choice = ensure_release("lab-choice")
+    choice = ensure_release("lab-choice", progress=progress)
     chosen_on = read_facts(shipped)["chosen_on"]
     present = describe_release(choice).get("simulation")
     if chosen_on is None or chosen_on.get("simulation") != present:
         choose_anew(shipped, choice, progress=progress)
     pretrained.store(NAME, {stage: shipped / stage / BEST for stage in STAGES}, about)
-    other = ensure_release("lab-test")
+    other = ensure_release("lab-test", progress=progress)
     unseen = _evaluate_once(shipped / f"{UNSEEN}.json", other, shipped, progress)
     of = _of(shipped, other)
     quick = _once(
@@ -216,12 +215,13 @@ def recovered(releases: Sequence[Path], *, trees: int = 100) -> dict[str, Any]:
         text = (release / "simulation.json").read_text(encoding="utf-8")
         model = json.loads(text)["survival"]
         truths.append({name: model[key] for name, key in keys.items()})
-        with (release / "simulation-truth.csv").open(newline="", encoding="utf-8") as f:
-            rows += [
-                {name: float(row[name]) for name in (*names, "days")}
-                | {"gross_total": float(row["resection"] == "GTR")}
-                for row in csv.DictReader(f)
-            ]
+        rows += [
+            {name: float(row[name]) for name in (*names, "days")}
+            | {"gross_total": float(row["resection"] == "GTR")}
+            for row in read_truth(
+                release / "simulation-truth.csv", "BraTS18ID"
+            ).values()
+        ]
     if any(truth != truths[0] for truth in truths):
         raise InputError(
             f"survival was simulated with different coefficients in "
@@ -277,8 +277,7 @@ def _evaluate_once(
         _of(run, release) | {"choices": digest_of(facts_file(run))},
         lambda: evaluate(release, run, truth=truth, progress=progress),
     )
-    with truth.open(newline="", encoding="utf-8") as stream:
-        known = {row["BraTS18ID"]: row for row in csv.DictReader(stream)}
+    known = read_truth(truth, "BraTS18ID")
     told = ("sex", "field_t", "location", "side", "pattern", "foci", "satellites")
     answer["cases"] = [
         _rounded(case) | {key: known[case["case_id"]][key] for key in told}

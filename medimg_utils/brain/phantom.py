@@ -65,9 +65,6 @@ CHANNELS = {
     "iron": 1.27,  # 1 in nuclei that are rich in iron
     "hemisphere": 12.7,  # mm from the midline, positive on the right
 }
-#: What is stored at :data:`COARSE`: outward normal of the hull, direction in which the
-#: wall of a ventricle moves when it widens (falling off with the distance from it).
-DIRECTIONS = ("normal", "widening")
 #: Names of the location labels; 0 is outside.
 LOCATIONS = (
     "outside",
@@ -239,7 +236,7 @@ def _prepare(data_dir: Path | None) -> dict[str, np.ndarray]:
     potential = potential - fold * (1 - cerebellum) * (1 - deep)
 
     falx = _falx((x, y, z), inside)
-    tentorium = _tentorium(parts, csf, (x, y, z))
+    tentorium = _tentorium(parts, (x, y, z))
     dura = ndi.distance_transform_edt(~(falx | tentorium))
     # the falx lies on the plane x = 0 exactly
     dura = np.minimum(dura, ndi.distance_transform_edt(~tentorium))
@@ -398,7 +395,7 @@ def _falx(axes: tuple[Volume, ...], inside: Mask) -> Mask:
     return (np.abs(x) < 0.5) & (sheet & near)[None]
 
 
-def _tentorium(parts: NDArray[np.int16], csf: Volume, axes: tuple[Volume, ...]) -> Mask:
+def _tentorium(parts: NDArray[np.int16], axes: tuple[Volume, ...]) -> Mask:
     """Where cerebellum and cerebrum touch, but for the notch of the brainstem."""
     x, y, z = axes
     below = ndi.binary_dilation(parts == 1)

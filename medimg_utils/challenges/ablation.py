@@ -36,7 +36,7 @@ from medimg_utils.io import write_json_atomic
 from medimg_utils.metrics import dice
 from medimg_utils.pneumothorax.models import UNet
 from medimg_utils.release import describe_release
-from medimg_utils.training import fit, stable_seed
+from medimg_utils.training import fingerprint, fit, stable_seed
 
 NAME = "challenges-ablation"
 WIDTHS = (16, 32, 64, 96)  # channels of the levels, from the top
@@ -460,7 +460,7 @@ def train_network(
         chance: its seeds.
         cohorts: of which `pool` is divided.
         chosen: steps, batch and learning rate.
-        out: folder of the run; a run that was stopped there goes on.
+        out: folder of the run; resumed where it was stopped.
         start: weights to begin with, where the design is `pretrained`.
         progress: show a bar.
 
@@ -545,7 +545,13 @@ def _fit(
         validate=lambda model: {"done": 1.0},  # no epoch is chosen: the last one counts
         best_by="done",
         out=out,
-        settings={**settings, "experiment": asdict(replace(chosen, seeds=1))},
+        settings={
+            **settings,
+            "experiment": asdict(replace(chosen, seeds=1)),
+            "patients": fingerprint(
+                array for one in patients for array in (one.images, one.core)
+            ),
+        },
         epochs=1,
         batch_size=batch,
         learning_rate=chosen.learning_rate,
@@ -608,7 +614,7 @@ def run_ablation(
         The stored result.
     """
     chosen = experiment or EXPERIMENTS[size]
-    releases = [ensure_release(name) for name in RELEASES[size]]
+    releases = [ensure_release(name, progress=progress) for name in RELEASES[size]]
     cohorts = read_cohorts(releases, chosen, progress=progress)
     data = [describe_release(one) for one in releases]
     first = next(iter(designs))

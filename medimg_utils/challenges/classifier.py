@@ -21,7 +21,14 @@ from medimg_utils.challenges.films import Films, Rows
 from medimg_utils.errors import InputError
 from medimg_utils.pneumothorax.preprocess import to_network
 from medimg_utils.splits import one_each
-from medimg_utils.training import BEST, Batch, fit, load_tensors, stable_seed
+from medimg_utils.training import (
+    BEST,
+    Batch,
+    fingerprint,
+    fit,
+    load_tensors,
+    stable_seed,
+)
 
 #: Share of films with a drain (without, with pneumothorax) in each collection.
 COLLECTIONS = {"shortcut": (0.05, 0.9), "balanced": (0.475, 0.475)}
@@ -280,7 +287,12 @@ def train_classifier(
     Returns:
         The network of the best epoch, in evaluation mode.
     """
-    facts = {**asdict(recipe), "seed": seed, "films": len(films)}
+    facts = {
+        **asdict(recipe),
+        "seed": seed,
+        "films": fingerprint([films.images, films.labels]),
+        "start": start and fingerprint(start.state_dict().values()),
+    }
     if recipe.random_labels:
         training = validation = memorised_films(films, recipe, seed)
     else:
@@ -397,7 +409,7 @@ def load_classifier(path: Path) -> FilmNet:
 
 
 def shipped(part: str) -> FilmNet:
-    """One of the networks that travel with the package, e.g. ``balanced-0``.
+    """One of the networks that travel with the package, ``balanced`` or ``shortcut``.
 
     Raises:
         InputError: there is none of this name.

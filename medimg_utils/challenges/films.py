@@ -8,7 +8,6 @@ can then be made by choosing which of the two a network gets to see.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from medimg_utils.errors import InputError
 from medimg_utils.io import read_image
 from medimg_utils.pneumothorax.dataset import Record, read_release
 from medimg_utils.pneumothorax.preprocess import prepare, prepare_mask
+from medimg_utils.release import read_truth
 from medimg_utils.training import stable_seed
 
 #: Rows and columns of the small films.
@@ -81,14 +81,17 @@ def read_films(release: Path, *, twins: bool = False, smallest: float = 0.0) -> 
             f"{truth} is missing: which films show a drain must be known. Give a simulated "
             "release."
         )
-    with truth.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    small = {r["ImageId"] for r in rows if r["kind"] and float(r["area"]) < smallest}
+    rows = read_truth(truth, "ImageId")
+    small = {
+        name
+        for name, row in rows.items()
+        if row["kind"] and float(row["area"]) < smallest
+    }
     wanted = [
-        row["ImageId"]
-        for row in rows
+        name
+        for name, row in rows.items()
         if row["drain"] == "0"
-        and not small & {row["ImageId"], row["pair"]}
+        and not small & {name, row["pair"]}
         and (row["pair"] or not twins)
     ]
     records = {record.image_id: record for record in read_release(release)}

@@ -7,7 +7,6 @@ be stopped and called anew.  The films are those of the lab run of the first use
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +41,7 @@ from medimg_utils.pneumothorax.preprocess import to_network
 from medimg_utils.pneumothorax.simulate import ensure_release
 from medimg_utils.release import describe_release, digest_of
 from medimg_utils.splits import check_no_leak, one_each, patient_digest, patient_folds
-from medimg_utils.training import BEST
+from medimg_utils.training import BEST, read_log, trained_on
 
 NAME = "challenges-black-box"
 #: The maps of the shipped U-Net of the radiographs.
@@ -121,14 +120,16 @@ def measure_black_box(
         sources: what the films are, for the record.
         progress: show bars.
     """
-    started = time.perf_counter()
     train, test = films["train"], films["test"]
+    epochs: list[dict[str, Any]] = []
 
     def trained(name: str, recipe: Recipe, seed: int, start: FilmNet | None) -> FilmNet:
         out = runs / f"{name}-{seed}"
-        return train_classifier(
+        network = train_classifier(
             train, recipe, out, start=start, seed=seed, progress=progress
         )
+        epochs.extend(read_log(out))
+        return network
 
     trunks = [trained("trunk", TRUNK, seed, None) for seed in SEEDS]
     networks = {
@@ -163,7 +164,8 @@ def measure_black_box(
     }
     for name, step in tqdm(steps.items(), "measure", disable=not progress):
         result[name] = step()
-    result["minutes"] = (time.perf_counter() - started) / 60
+    result["minutes"] = sum(row["seconds"] for row in epochs) / 60
+    result["hardware"] = trained_on(epochs)
     result["about"] = results.provenance(
         size="lab",
         data={"simulated": True, "side": SIDE, **sources},
@@ -398,7 +400,7 @@ def run_maps(*, progress: bool = True) -> dict[str, Any]:
         :func:`medimg_utils.challenges.attribution.measure`, a row a film.
     """
     run = experiment.load_run("lab")
-    release = ensure_release("tiny")
+    release = ensure_release("tiny", progress=progress)
     known = {name for part in run.facts["patients"].values() for name in part}
     positives = [record for record in read_release(release) if record.rle][:OUTLINED]
     check_no_leak(known, [patient_digest(record.patient) for record in positives])

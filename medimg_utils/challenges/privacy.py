@@ -231,7 +231,8 @@ def leaks(original: Dataset, clean: Dataset, shortest: int = 4) -> list[str]:
     kept = list(_values(clean))
     gone: set[str] = set()
     for element in original:
-        if element.keyword in KEPT:
+        stays = element.tag in clean and clean[element.tag].value == element.value
+        if element.keyword in KEPT or stays:
             continue
         single = Dataset()
         single.add(element)

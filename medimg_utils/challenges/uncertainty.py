@@ -9,7 +9,6 @@ that it was calibrated on (:class:`Conformal`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,17 +21,6 @@ from medimg_utils.errors import InputError
 from medimg_utils.metrics import Interval
 
 # ------------------------------------------------------------------- several answers
-
-
-@torch.inference_mode()
-def ensemble(networks: Sequence[nn.Module], images: Tensor) -> NDArray[np.float64]:
-    """Probabilities (M, B) of several networks (Lakshminarayanan et al. 2017).
-
-    Args:
-        networks: (B, C, H, W) → (B,) logits, in evaluation mode.
-        images: (B, C, H, W).
-    """
-    return torch.stack([n(images).float().sigmoid() for n in networks]).double().numpy()
 
 
 @torch.inference_mode()

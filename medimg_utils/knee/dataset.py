@@ -211,7 +211,11 @@ def _mrnet_table(path: Path) -> dict[str, int]:
 def _mrnet_files(root: Path, split: str) -> dict[str, set[str]]:
     """{series: numbers of the exams that have a file}."""
     return {
-        series: {path.stem for path in (root / split / series).glob("*.npy")}
+        series: {
+            path.stem
+            for path in (root / split / series).glob("*.npy")
+            if not path.name.startswith(".")  # a Mac leaves ._0000.npy beside 0000.npy
+        }
         for series in SERIES
     }
 

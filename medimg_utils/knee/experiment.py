@@ -43,6 +43,7 @@ from medimg_utils.experiments import (
     facts_file,
     facts_of_run,
     forget_answers,
+    open_facts,
     provenance,
     raise_failures,
     setting,
@@ -101,6 +102,7 @@ from medimg_utils.training import (
     fit,
     load_tensors,
     reduce_on_plateau,
+    refuse_run,
     save_tensors,
     stable_seed,
     warm_up_and_cosine,
@@ -257,7 +259,12 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 def get_experiment(size: str, *, epochs: int | None = None) -> Experiment:
     """The settings of a run size; see `medimg_utils.experiments.choose`."""
-    return choose(EXPERIMENTS, size, epochs=epochs)
+    return choose(EXPERIMENTS, size, epochs=epochs, of=("epochs", "rehearse_epochs"))
+
+
+def from_json(values: dict[str, Any]) -> Experiment:
+    """The experiment that `dataclasses.asdict` and JSON made of one."""
+    return Experiment(**values)
 
 
 # -------------------------------------------------------------------------------- split
@@ -290,6 +297,11 @@ def split(
         InputError: no such fold, or too few exams.
     """
     exams = read_release(data, "train", allow_missing=allow_missing)
+    if not exams[0].labels:
+        raise InputError(
+            f"the tables train-*.csv of {data} are not there, but training needs labels. "
+            "Download them, too."
+        )
     if set(exams[0].labels) != set(DIAGNOSES):
         if fold is not None:
             raise InputError(
@@ -400,6 +412,8 @@ def train(
     """
     chosen = get_experiment(experiment) if isinstance(experiment, str) else experiment
     out = Path(out)
+    if not resume:
+        refuse_run(out)
     sides = split(data, chosen, fold, seed, allow_missing=allow_missing)
     digests = {
         name: [exam.digest() for exam in side] for name, side in sides._asdict().items()
@@ -510,11 +524,17 @@ def learn_landmarks(
 ) -> Standardiser:
     """The standard histogram of one series, from training exams alone."""
     bar = tqdm(exams, f"landmarks {series}", disable=not progress, leave=False)
+    read: list[Path] = []
+
+    def volumes() -> Iterator[NDArray[Any]]:
+        for exam in bar:
+            read.append(exam.series[series])
+            yield read_volume(read[-1])
+
     try:
-        return Standardiser.fit(read_volume(exam.series[series]) for exam in bar)
+        return Standardiser.fit(volumes())
     except StandardiseError as error:
-        number = bar.n if bar.n < len(exams) else len(exams) - 1
-        raise VolumeError(f"{exams[number].series[series]}: {error}") from error
+        raise VolumeError(f"{read[-1]}: {error}") from error
 
 
 def _train_part(
@@ -711,8 +731,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
         RunError: the folder holds no finished run.
     """
     path, name = pretrained.find_run("knee", run)
-    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    experiment = Experiment(**facts["experiment"])
+    facts, experiment = open_facts(path.with_suffix(".json"), from_json)
     tensors, _ = load_tensors(path)
     device = Fabric(accelerator="auto", devices=1).device
     networks = {}

@@ -544,7 +544,6 @@ def _chronic_tear(
 
 #: Length of a meniscus from root to root along its middle, and its width, in mm.
 _LENGTH, _WIDTH = 80.0, 10.0
-_MENISCI = {"medial": int(Code.MEDIAL_MENISCUS), "lateral": int(Code.LATERAL_MENISCUS)}
 
 
 def _meniscal_tear(
@@ -584,7 +583,7 @@ def _meniscal_tear(
     elif kind == "bucket handle":
         inner = 0.46 + 0.06 * wave
         torn = (r < inner) & (np.abs(a - 0.58) < 0.22 + 0.1 * g)
-        _bucket_fragment(canvas, finding, generator)
+        _bucket_fragment(canvas, finding)
         signal = max(signal, 0.8)
     else:  # longitudinal
         torn = np.abs(r - 0.68 + 0.06 * wave) * _WIDTH < gap / 2
@@ -632,9 +631,7 @@ def _blend(
         canvas.codes[tuple(index.T)] = canvas.code(mixture, "", diagnosis)
 
 
-def _bucket_fragment(
-    canvas: Canvas, finding: Finding, generator: np.random.Generator
-) -> None:
+def _bucket_fragment(canvas: Canvas, finding: Finding) -> None:
     """The torn-off inner rim lies in the notch, below the posterior cruciate ligament."""
     away = 1.0 if finding.where == "lateral" else -1.0
     points = (

@@ -136,11 +136,7 @@ def summarise(
         for who in ("random", "centre"):
             values[f"gain_over_{who}"] = values["network"] - values[who]
         answer[question] = {
-            who: metrics.bootstrap(
-                lambda index, chosen=chosen: float(chosen[index].mean()),  # type: ignore[misc]
-                exams,
-                draws=draws,
-            )._asdict()
+            who: metrics.mean_bootstrap(chosen, exams, draws=draws)._asdict()
             for who, chosen in values.items()
         }
     return answer

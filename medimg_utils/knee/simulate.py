@@ -258,7 +258,7 @@ def _write(
         settings,
         parts,
         simulate_exam,
-        lambda records: _finish(out, plan, records),
+        lambda records: _finish(out, records),
         prepare=anatomy,
         workers=workers,
         progress=progress,
@@ -429,7 +429,7 @@ def _write_masks(file: Path, masks: dict[str, NDArray[np.bool_]]) -> None:
         np.savez_compressed(stream, allow_pickle=False, **masks)
 
 
-def _finish(out: Path, plan: Simulation, records: list[Any]) -> None:
+def _finish(out: Path, records: list[Any]) -> None:
     """Join the records into the tables of the release and the truth file."""
     for split in SPLITS:
         for plane in PLANES:

@@ -56,7 +56,6 @@ class Code(IntEnum):
     FIRST_FREE = 40
 
 
-MARROW = (Code.FEMUR, Code.TIBIA, Code.PATELLA, Code.FIBULA)
 CARTILAGE = (
     Code.FEMORAL_CARTILAGE,
     Code.TIBIAL_CARTILAGE,

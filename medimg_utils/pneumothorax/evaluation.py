@@ -11,16 +11,14 @@ mask what `measure` returns.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg_utils import metrics
-from medimg_utils.errors import InputError
+from medimg_utils.release import check_listed
 
 BLANK = 0.02  # grey values below this are called black in the style control
 
@@ -75,9 +73,7 @@ def summarise(
         values = np.array([case[name] for case in positives], dtype=float)
         if not values.size:
             return {"value": None, "low": None, "high": None, "n": 0}
-        found = metrics.bootstrap(
-            lambda index: float(values[index].mean()), groups, draws=draws
-        )
+        found = metrics.mean_bootstrap(values, groups, draws=draws)
         return {**found._asdict(), "median": float(np.median(values)), "n": values.size}
 
     def distance(name: str) -> dict[str, Any]:
@@ -156,22 +152,23 @@ def style_control(
     )
 
 
-def subgroups(cases: Sequence[dict[str, Any]], truth: Path) -> dict[str, Any]:
+def subgroups(
+    cases: Sequence[dict[str, Any]], rows: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
     """AUC and Dice by what only a simulation knows (side, kind, drain, anatomy ...).
 
     Where a value occurs in positives only, they are compared with all negatives.
+
+    Args:
+        cases: one row per image.
+        rows: of `medimg_utils.release.read_truth`; columns with 2 to 12 different values
+            make groups.
+
+    Raises:
+        InputError: an image is not listed.
     """
-    with truth.open(newline="", encoding="utf-8") as file:
-        rows = {row["ImageId"]: row for row in csv.DictReader(file)}
-    absent = [case["image_id"] for case in cases if case["image_id"] not in rows]
-    if absent:
-        raise InputError(
-            f"{truth} does not list {len(absent)} of {len(cases)} images, e.g. "
-            f"{absent[0]}. Give the truth file of the same simulation."
-        )
-    names = [
-        name for name in next(iter(rows.values())) if name not in ("ImageId", "patient")
-    ]
+    check_listed([case["image_id"] for case in cases], rows)
+    names = [name for name in next(iter(rows.values())) if name != "patient"]
     answer: dict[str, Any] = {}
     for name in names:
         values = sorted({rows[case["image_id"]][name] for case in cases})

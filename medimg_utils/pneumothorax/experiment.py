@@ -6,7 +6,6 @@ chose what we chose; `describe` turns that into the book's table.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from medimg_utils.experiments import (
     facts_file,
     facts_of_run,
     forget_answers,
+    open_facts,
     protocol,
     provenance,
     raise_failures,
@@ -64,7 +64,7 @@ from medimg_utils.pneumothorax.preprocess import (
     prepare,
     tiled_probability,
 )
-from medimg_utils.release import describe_release
+from medimg_utils.release import describe_release, read_truth
 from medimg_utils.splits import (
     Split,
     check_held_out,
@@ -77,6 +77,7 @@ from medimg_utils.training import (
     Batch,
     fit,
     load_tensors,
+    refuse_run,
     stable_seed,
     warm_restart,
     warm_up_and_cosine,
@@ -105,7 +106,7 @@ class Experiment:
     images: int | None = setting(
         871,
         paper=871,
-        why="annotated radiographs; other sizes take what the folder holds",
+        why="annotated radiographs, drawn by patient; other sizes take all of the folder",
     )
     resize: int = setting(480, paper=480, why="side of the square image")
     crop: int = setting(448, paper=448, why="side of the random training crop")
@@ -232,6 +233,28 @@ def split(
     )
 
 
+def limit(records: list[Record], images: int | None, seed: int = 0) -> list[Record]:
+    """Whole patients, drawn at random, until there are this many images.
+
+    Args:
+        records: of a release.
+        images: how many, or a few more; all where None or where there are fewer.
+        seed: of the draw.
+    """
+    if images is None or images >= len(records):
+        return records
+    of_patient: dict[str, list[Record]] = {}
+    for record in records:
+        of_patient.setdefault(record.patient, []).append(record)
+    names = sorted(of_patient)
+    drawn: list[Record] = []
+    for k in np.random.default_rng(stable_seed(seed, images)).permutation(len(names)):
+        if len(drawn) >= images:
+            break
+        drawn += of_patient[names[k]]
+    return drawn
+
+
 # -------------------------------------------------------------------------------- train
 
 
@@ -275,7 +298,9 @@ def train(
     """
     chosen = get_experiment(experiment) if isinstance(experiment, str) else experiment
     out = Path(out)
-    records = read_release(data)
+    if not resume:
+        refuse_run(out)
+    records = limit(read_release(data), chosen.images, seed)
     parts = split(records, chosen, fold, seed)
 
     def square(records: list[Record], augment: Augment | None) -> Radiographs:
@@ -502,8 +527,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
         RunError: the folder holds no finished run.
     """
     path, name = pretrained.find_run("pneumothorax", run)
-    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    experiment = from_json(facts["experiment"])
+    facts, experiment = open_facts(path.with_suffix(".json"), from_json)
     network = UNet(channels=experiment.channels, unshuffle=experiment.unshuffle)
     tensors, _ = load_tensors(path)
     prior = tensors.pop(PRIOR)
@@ -601,6 +625,7 @@ def evaluate(
     """
     if out is not None:
         check_file(out)
+    known = read_truth(Path(truth), "ImageId") if truth is not None else None
     loaded = load_run(run)
     check_held_out(loaded.name, loaded.facts, fold)
     everyone = read_release(data)
@@ -627,7 +652,7 @@ def evaluate(
             **overlap_controls(cases),
             "style": style_control(cases, np.array(style)),
         },
-        "subgroups": subgroups(cases, Path(truth)) if truth is not None else None,
+        "subgroups": subgroups(cases, known) if known is not None else None,
         "about": provenance(
             loaded.experiment,
             data=describe_data(data, records),

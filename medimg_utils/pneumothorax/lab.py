@@ -7,7 +7,6 @@ stopped and called anew.  What was done with other data or another network is no
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from medimg_utils.pneumothorax.simulate import (
     ensure_release,
     patients_of,
 )
-from medimg_utils.release import describe_release, digest_of
+from medimg_utils.release import describe_release, digest_of, read_truth
 from medimg_utils.training import BEST, read_log, trained_on
 
 NAME = "pneumothorax-lab"
@@ -131,8 +130,7 @@ def _with_truth(
     cases: list[dict[str, Any]], release: Path, plan: Simulation
 ) -> list[dict[str, Any]]:
     """Add to each case what the simulation knows of the film and of the patient."""
-    with (release / "simulation-truth.csv").open(newline="", encoding="utf-8") as file:
-        truth = {row["ImageId"]: row for row in csv.DictReader(file)}
+    truth = read_truth(release / "simulation-truth.csv", "ImageId")
     patients = patients_of(plan)
     known = ("view", "side", "kind", "devices", "findings", "anatomy")
     told = []

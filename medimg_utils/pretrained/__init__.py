@@ -34,10 +34,15 @@ def find(name: str, part: str | None = None) -> Path:
     """Path of the weights; the settings lie beside it as `NAME.json`.
 
     Raises:
-        InputError: no network of this name travels with the package.
+        InputError: no network of this name, or part of it, travels with the package.
     """
     path = FOLDER / ".".join(filter(None, [name, part, "safetensors"]))
-    if name not in names() or not path.is_file():
+    if name in names() and not path.is_file():
+        parts = sorted(one.stem for one in FOLDER.glob(f"{name}*.safetensors"))
+        raise InputError(
+            f"the network {name!r} has no part {part!r}; there are: {', '.join(parts)}."
+        )
+    if name not in names():
         raise InputError(
             f"no network {name!r} travels with the package; there are: "
             f"{', '.join(names()) or 'none'}. Train one with `python -m medimg_utils "

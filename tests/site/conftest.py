@@ -41,8 +41,13 @@ COUNT_VIEWERS = """() => {
 def browser() -> Iterator[Browser]:
     """The system's Chromium; CHROMIUM names another one."""
     found = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, CHROMIUM))
+        filter(None, map(shutil.which, CHROMIUM)), None
     )
+    if found is None:
+        pytest.fail(
+            f"there is no browser. Install {' or '.join(CHROMIUM)}, or let the variable "
+            "CHROMIUM name another one."
+        )
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield chromium

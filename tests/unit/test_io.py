@@ -19,6 +19,7 @@ from medimg_utils.io import (
     ImageError,
     PickleError,
     RunLengthError,
+    _display_values,
     apply_window,
     atomic_path,
     check_file,
@@ -211,6 +212,23 @@ def test_windows_are_those_of_pydicom(function):
     theirs = apply_windowing(values, header) / 4095
     ours = apply_window(values, 1040, 401, function=function)
     np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize(("first", "entries"), [(0, 3072), (-1024, 4096)])
+def test_a_table_of_greys_follows_the_rescale(tmp_path, first, entries):
+    """Air is stored as 0 and means −1024 HU: it is dark, whatever the stored type holds."""
+    header = pydicom.Dataset()
+    header.RescaleSlope, header.RescaleIntercept = 1, -1024
+    header.BitsStored, header.BitsAllocated, header.PixelRepresentation = 16, 16, 0
+    table = pydicom.Dataset()
+    table.add_new("LUTDescriptor", "SS", [entries, first, 16])
+    table.add_new("LUTData", "US", list(range(entries)))
+    header.VOILUTSequence = [table]
+    stored = np.array([[0, 512], [1024, 2048]], np.uint16)
+    shown = _display_values(stored, header)
+    hounsfield = np.clip(stored.astype(int) - 1024, first, None)
+    expected = (hounsfield - hounsfield.min()) / np.ptp(hounsfield)
+    np.testing.assert_allclose(shown, expected)
 
 
 # ---------------------------------------------------------------------- run-length masks

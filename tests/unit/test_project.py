@@ -306,9 +306,3 @@ def test_no_file_is_empty() -> None:
     """A merge that loses a whole text leaves no other trace."""
     empty = [path for path in project_files() if not path.stat().st_size]
     assert empty == []
-
-
-def test_no_lock_file_names_an_address() -> None:
-    for path in project_files():
-        if "lock" in path.name:
-            assert "://" not in path.read_text(encoding="utf-8"), path

@@ -347,7 +347,7 @@ def test_a_process_killed_again_and_again_ends_with_the_same_weights(tmp_path):
     code = SCRIPT.format(file=__file__, out=str(out))
     random = np.random.default_rng()
     killed = 0
-    for _ in range(4):
+    for _ in range(5):
         process = subprocess.Popen(
             [sys.executable, "-c", code], stderr=subprocess.DEVNULL
         )
@@ -356,16 +356,33 @@ def test_a_process_killed_again_and_again_ends_with_the_same_weights(tmp_path):
         before = (out / LAST).stat().st_mtime_ns
         while process.poll() is None and (out / LAST).stat().st_mtime_ns == before:
             time.sleep(0.005)  # wait until it has gone on from where it was
-        if killed < 1:
+        if killed < 3:
             time.sleep(random.uniform(0, 0.1))
             process.send_signal(signal.SIGKILL)
         if process.wait() == 0:
             break
         killed += 1
-    assert killed >= 1
+    assert killed == 3
     assert process.returncode == 0
     first, second = (load_tensors(folder / LAST)[0] for folder in (whole, out))
     assert same(first, second)
+
+
+def test_the_time_before_a_stop_counts(tmp_path):
+    def slow(model, batch, done):
+        time.sleep(0.05)
+        return loss(model, batch, done)
+
+    def stopping(model, batch, done):
+        if done > 0.6:
+            raise KeyboardInterrupt
+        return slow(model, batch, done)
+
+    options = {"epochs": 1, "batch_size": 1, "save_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, loss=stopping, **options)
+    _, history = run(tmp_path, loss=slow, resume=True, **options)
+    assert history[0]["seconds"] > 0.05 * len(Points())
 
 
 def test_a_finished_run_resumes_to_itself(tmp_path):

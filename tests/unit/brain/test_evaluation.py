@@ -18,6 +18,7 @@ from medimg_utils.brain.evaluation import (
     summarise,
 )
 from medimg_utils.errors import InputError
+from medimg_utils.release import read_truth
 
 
 def blobs(seed, shape=(24, 26, 20)):
@@ -129,7 +130,7 @@ def test_subgroups_follow_the_truth_file(tmp_path):
     path = tmp_path / "truth.csv"
     lines = ["case,kind,volume", *(f"c{k},{'ab'[k % 2]},{k}.5" for k in range(6))]
     path.write_text("\n".join(lines))
-    answer = subgroups(made, path)
+    answer = subgroups(made, read_truth(path, "case"))
     assert set(answer) == {"kind"}  # volumes are no groups
     assert answer["kind"]["a"]["n"] == 3
     assert answer["kind"]["a"]["WT"] == pytest.approx(
@@ -137,4 +138,4 @@ def test_subgroups_follow_the_truth_file(tmp_path):
     )
     path.write_text("\n".join(lines[:3]))
     with pytest.raises(InputError, match="does not list 4 of 6"):
-        subgroups(made, path)
+        subgroups(made, read_truth(path, "case"))

@@ -234,7 +234,7 @@ def test_pretraining_hands_over_all_but_the_head(
 def test_a_run_is_stored_and_not_repeated(
     cohorts, experiment, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(ablation, "ensure_release", lambda size: tmp_path)
+    monkeypatch.setattr(ablation, "ensure_release", lambda size, **_: tmp_path)
     monkeypatch.setattr(ablation, "read_cohorts", lambda *a, **k: cohorts)
     short = replace(experiment, steps=3)
     designs = {

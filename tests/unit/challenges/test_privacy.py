@@ -174,6 +174,13 @@ def test_a_leak_is_found_by_its_value() -> None:
     assert privacy.leaks(data, privacy.deidentify(data, SECRET)) == ["Hillside"]
 
 
+def test_what_was_allowed_to_stay_is_no_leak() -> None:
+    data = small(PatientAge="058Y")
+    clean = privacy.deidentify(data, SECRET, characteristics=("PatientAge",))
+    assert clean.PatientAge == "058Y"
+    assert privacy.leaks(data, clean) == []
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [

@@ -56,13 +56,6 @@ def test_without_dropout_there_is_nothing_to_draw():
         uncertainty.mc_dropout(nn.Linear(1, 1), torch.ones(1, 1))
 
 
-def test_the_ensemble_asks_each_member():
-    members, images = [network(), network()], torch.ones(3, 1, 2, 2)
-    found = uncertainty.ensemble(members, images)
-    assert found.shape == (2, 3)
-    assert np.allclose(found[0], members[0](images).sigmoid().detach())
-
-
 def test_errors_are_handed_over_in_the_order_of_doubt():
     wrong, doubt = [1, 0, 1, 0], [0.9, 0.1, 0.8, 0.2]
     found = uncertainty.error_kept(wrong, doubt, [1.0, 0.75, 0.5])

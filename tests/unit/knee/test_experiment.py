@@ -14,7 +14,13 @@ from medimg_utils import results
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe
 from medimg_utils.knee import experiment
-from medimg_utils.knee.dataset import DIAGNOSES, SERIES, MissingError, read_mrnet
+from medimg_utils.knee.dataset import (
+    DIAGNOSES,
+    SERIES,
+    MissingError,
+    VolumeError,
+    read_mrnet,
+)
 from medimg_utils.knee.experiment import (
     EXPERIMENTS,
     Experiment,
@@ -133,8 +139,13 @@ def test_twins_share_a_fold_and_a_step(tmp_path, write_mrnet, monkeypatch):
     for side in sides:
         numbers = {int(exam.exam_id) for exam in side}
         assert numbers == {number ^ 1 for number in numbers}
-    worse = experiment._with_the_finding(sides.train, names[: len(sides.train)])
-    assert len(worse) == len(sides.train)
+    pairs = experiment.twins(release, sides.train)
+    worse = experiment._with_the_finding(sides.train, pairs)
+    found = {exam.exam_id: mark for exam, mark in zip(sides.train, worse, strict=True)}
+    labels = {exam.exam_id: sum(exam.labels.values()) for exam in sides.train}
+    for name, mark in found.items():
+        other = f"{int(name) ^ 1:04d}"
+        assert mark == (labels[name] > labels[other])
 
     steps = []
     kept = experiment.fit
@@ -177,6 +188,27 @@ def test_landmarks_come_from_training_exams_alone(run, mrnet):
     assert load_run(run).standardisers["axial"] == learned
     everyone = experiment.learn_landmarks(read_mrnet(mrnet), "axial")
     assert everyone.landmarks != learned.landmarks
+
+
+def test_an_exam_without_contrast_is_named(tmp_path, write_mrnet):
+    exams = read_mrnet(write_mrnet(tmp_path, train=4, valid=2), "train")
+    np.save(exams[2].series["axial"], np.full((5, 64, 64), 7, np.uint8))
+    with pytest.raises(VolumeError, match=f"{exams[2].exam_id}.npy"):
+        experiment.learn_landmarks(exams, "axial")
+
+
+def test_without_tables_there_is_nothing_to_learn(tmp_path, write_mrnet):
+    release = write_mrnet(tmp_path, train=4, valid=2)
+    for table in release.glob("train-*.csv"):
+        table.unlink()
+    with pytest.raises(InputError, match="tables train-"):
+        train(release, tmp_path / "run", SHORT, **FAST)
+
+
+def test_fewer_epochs_shorten_the_rehearsal_too():
+    chosen = experiment.get_experiment("lab", epochs=1)
+    assert (chosen.epochs, chosen.rehearse_epochs) == (1, 1)
+    assert experiment.get_experiment("paper", epochs=1).rehearse_epochs == 0
 
 
 def test_the_networks_have_learned_to_see(answer):

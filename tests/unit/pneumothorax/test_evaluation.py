@@ -10,6 +10,7 @@ from medimg_utils.pneumothorax.evaluation import (
     subgroups,
     summarise,
 )
+from medimg_utils.release import read_truth
 
 
 def _positive():
@@ -120,7 +121,7 @@ def test_subgroups_of_a_simulation(tmp_path):
         for k, row in enumerate(rows)
     ]
     truth.write_text("\n".join(lines))
-    found = subgroups(rows, truth)
+    found = subgroups(rows, read_truth(truth, "ImageId"))
     assert set(found) == {"kind", "drain"}  # not the constant, not the measurement
     assert found["kind"]["apical"]["positives"] == 20
     assert found["kind"]["apical"]["negatives"] == 40  # all, as no negative is apical
@@ -131,4 +132,13 @@ def test_subgroups_of_a_simulation(tmp_path):
 def test_the_truth_of_another_release_is_refused(tmp_path):
     (tmp_path / "truth.csv").write_text("ImageId,kind\nother,apical\n")
     with pytest.raises(InputError, match="does not list 60 of 60"):
-        subgroups(cases(), tmp_path / "truth.csv")
+        subgroups(cases(), read_truth(tmp_path / "truth.csv", "ImageId"))
+
+
+@pytest.mark.parametrize("text", ["BraTS18ID,kind\na,b\n", None])
+def test_what_is_no_truth_file_is_refused(tmp_path, text):
+    path = tmp_path / "truth.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match="no truth file with a column ImageId"):
+        read_truth(path, "ImageId")

@@ -1,10 +1,13 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -14,13 +17,14 @@ from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe
 from medimg_utils.io import ImageError, read_image
 from medimg_utils.pneumothorax import experiment
-from medimg_utils.pneumothorax.dataset import read_siim
+from medimg_utils.pneumothorax.dataset import Record, read_siim
 from medimg_utils.pneumothorax.experiment import (
     EXPERIMENTS,
     Experiment,
     evaluate,
     from_json,
     get_experiment,
+    limit,
     load_run,
     predict,
     split,
@@ -69,6 +73,26 @@ def test_the_papers_values_are_spelled_out():
     assert all(row["why"] for row in rows.values())
     tiny = {row["setting"]: row for row in describe(EXPERIMENTS["tiny"])}
     assert tiny["crop"]["source"] == "differs"
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 50))
+def test_a_number_of_images_takes_whole_patients(patients, images):
+    records = [
+        Record(str(k), Path(f"{k}.dcm"), str(patient), 0)
+        for k, patient in enumerate(patients)
+    ]
+    drawn = limit(records, images)
+    names = {record.patient for record in drawn}
+    assert sorted(drawn, key=str) == sorted(
+        (record for record in records if record.patient in names), key=str
+    )
+    assert len(drawn) >= min(images, len(records))
+    last = drawn[-1].patient
+    assert len(drawn) == len(records) or (
+        sum(record.patient != last for record in drawn) < images
+    )
+    assert limit(records, None) == records
+    assert limit(records, images) == drawn
 
 
 @pytest.mark.parametrize("size", EXPERIMENTS)
