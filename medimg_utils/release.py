@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,23 @@ def left_by_simulation(root: str | os.PathLike[str], name: str) -> Path | None:
     folder = Path(root).resolve()
     found = (place / name for place in (folder, folder.parent))
     return next((path for path in found if path.exists()), None)
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder of a release with the names of its files, in a fixed order.
+
+    Images often lie on another disk: links are followed, but not in circles. Names that
+    begin with a dot are left out; systems leave such files beside the real ones.
+    """
+    seen: set[str] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
 
 def read_truth(path: Path, key: str) -> dict[str, dict[str, str]]:

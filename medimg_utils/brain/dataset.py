@@ -64,6 +64,7 @@ from medimg_utils.release import (
     count_notes,
     read_table,
     release_folder,
+    walk,
 )
 from medimg_utils.training import stable_seed
 
@@ -295,9 +296,8 @@ Files = dict[tuple[str, str], dict[str, list[Path]]]  # (layout, case) → kind 
 
 def _brats_files(root: Path) -> Files:
     found: Files = {}
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for key, files in _group(Path(folder), sorted(names)).items():
+    for folder, names in walk(root):
+        for key, files in _group(folder, names).items():
             kinds = found.setdefault(key, defaultdict(list))
             for kind, paths in files.items():
                 kinds[kind] += paths
@@ -407,7 +407,12 @@ def _check_msd(root: Path) -> None:
 
 
 def _tables(root: Path) -> list[Path]:
-    return sorted(path for name in SURVIVAL_TABLES for path in root.rglob(name))
+    return sorted(
+        folder / name
+        for folder, names in walk(root)
+        for name in names
+        if name in SURVIVAL_TABLES
+    )
 
 
 def _with_survival(cases: Sequence[Case], tables: Sequence[Path]) -> list[Case]:
@@ -498,7 +503,7 @@ class Scan:
         return nib.orientations.apply_orientation(labels, back)
 
 
-def load(case: Case, *, with_mask: bool = True) -> Scan:
+def load(case: Case) -> Scan:
     """Read the volumes of a case and hold them against each other.
 
     Raises:
@@ -521,7 +526,7 @@ def load(case: Case, *, with_mask: bool = True) -> Scan:
     first = volumes[0]
     images = np.stack([volume.voxels for volume in volumes])
     labels = None
-    if with_mask and case.mask is not None:
+    if case.mask is not None:
         truth = _single(case.mask)
         _check_alike(path, first, case.mask, truth)
         labels = _labels(case, truth.voxels)

@@ -294,7 +294,7 @@ def of_brains(release: Path) -> Fingerprint:
 
     spacings, shapes = [], []
     for case in read_brats(release):
-        scan = load(case, with_mask=False)
+        scan = load(replace(case, mask=None))
         box = bounding_box((scan.images != 0).any(axis=0))
         spacings.append(scan.spacing)
         shapes.append([side.stop - side.start for side in box])

@@ -42,6 +42,7 @@ from medimg_utils.release import (
     count_notes,
     read_table,
     release_folder,
+    walk,
 )
 from medimg_utils.training import Batch, stable_seed
 
@@ -318,8 +319,9 @@ def _kneemri_files(root: Path) -> dict[str, Path]:
     """{file name: path} of the volumes in the folders of the release."""
     known = {folder for folders in KNEEMRI_FOLDERS.values() for folder in folders}
     files: dict[str, Path] = {}
-    for path in sorted(root.rglob("*.pck")):
-        if path.parent.name not in known:
+    found = (folder / name for folder, names in walk(root) for name in names)
+    for path in sorted(found):
+        if path.suffix != ".pck" or path.parent.name not in known:
             continue
         if other := files.get(path.name):
             raise DatasetError(f"{other} and {path} are one exam. Keep one of them.")

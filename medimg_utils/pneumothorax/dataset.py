@@ -51,6 +51,7 @@ from medimg_utils.release import (
     count_notes,
     read_table,
     release_folder,
+    walk,
 )
 from medimg_utils.training import stable_seed
 
@@ -331,18 +332,11 @@ def read_release(root: str | os.PathLike[str]) -> list[Record]:
 
 def _files_by_stem(root: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = defaultdict(list)
-    # Images often lie on another disk: follow links, but not in circles.
-    seen: set[str] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
+    for folder, names in walk(root):
         for name in names:
             stem, ending = os.path.splitext(name)
-            if ending.lower() in endings and not name.startswith("."):
-                files[stem].append(Path(folder, name))
+            if ending.lower() in endings:
+                files[stem].append(folder / name)
     return {stem: sorted(paths) for stem, paths in files.items()}
 
 

@@ -118,6 +118,15 @@ def test_grades_and_patients(tmp_path, write_case):
     assert len({case.patient for case in cases}) == 1  # two visits, one patient
 
 
+def test_a_case_on_another_disk_is_found_once(tmp_path, write_case):
+    folder = write_case(tmp_path / "disk", "brats2018", 3)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "linked").symlink_to(folder)
+    (folder / "circle").symlink_to(tmp_path / "here")
+    (case,) = read_brats(tmp_path / "here")
+    assert case.images[0].name == read_case(folder).images[0].name
+
+
 def test_uncompressed_copies_are_read(tmp_path, write_case):
     folder = write_case(tmp_path, "brats2020", 1, ending=".nii")
     assert load(read_case(folder)).labels.any()

@@ -187,6 +187,20 @@ def test_kneemri_layout(kneemri):
     assert volume.dtype == np.int16
 
 
+def test_kneemri_volumes_may_lie_on_another_disk(kneemri, tmp_path):
+    names = [exam.exam_id for exam in read_kneemri(kneemri)]
+    (kneemri / "vol01").rename(tmp_path / "vol01")
+    (kneemri / "vol01").symlink_to(tmp_path / "vol01")
+    assert [exam.exam_id for exam in read_kneemri(kneemri)] == names
+
+
+def test_files_that_a_mac_leaves_are_no_exams(small):
+    exams = read_mrnet(small)
+    hidden = exams[0].series["axial"]
+    shutil.copy(hidden, hidden.with_name(f"._{hidden.name}"))
+    assert [exam.exam_id for exam in read_mrnet(small)] == [e.exam_id for e in exams]
+
+
 def test_kneemri_gaps_are_told(kneemri):
     (kneemri / "vol08" / "308-8.pck").unlink()
     with pytest.raises(MissingError, match=r"1 of 10 exams.*308-8\.pck"):
