@@ -507,6 +507,9 @@ def fit(
     if (out / LAST).is_file():
         tensors, stored = load_tensors(out / LAST)
         state |= stored
+        if fabric.is_global_zero:
+            for left in out.glob(".partial-*"):  # by a process that was killed
+                left.unlink(missing_ok=True)
         _check_same(out, state["settings"], settings)
         _unpack(tensors, network, plain)
     elif fabric.is_global_zero:

@@ -363,6 +363,7 @@ def test_a_process_killed_again_and_again_ends_with_the_same_weights(tmp_path):
             break
         killed += 1
     assert killed == 3
+    assert not list(out.glob(".partial-*"))
     assert process.returncode == 0
     first, second = (load_tensors(folder / LAST)[0] for folder in (whole, out))
     assert same(first, second)
