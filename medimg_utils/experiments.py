@@ -12,11 +12,9 @@ from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_fabric import Fabric
-
 from medimg_utils import results
 from medimg_utils.errors import InputError
-from medimg_utils.settings import SIZES
+from medimg_utils.settings import SIZES, find_device
 from medimg_utils.training import BEST, RunError
 
 Settings = TypeVar("Settings")
@@ -142,7 +140,7 @@ def provenance(
     See `medimg_utils.results.provenance`.
     """
     return results.provenance(
-        size=experiment.size, data=data, device=device_name(), seed=seed, n=n
+        size=experiment.size, data=data, device=find_device().type, seed=seed, n=n
     )
 
 
@@ -194,8 +192,3 @@ def raise_failures(
             f"{len(failures)} of {total} {what} could not be used, the others were "
             "written: " + " | ".join(failures)
         )
-
-
-def device_name() -> str:
-    """Kind of the device that this machine computes on: `cpu`, `cuda` ..."""
-    return Fabric(accelerator="auto", devices=1).device.type

@@ -39,6 +39,17 @@ class Settings:
     seed: int
 
 
+def find_device(accelerator: str = "auto") -> torch.device:
+    """The device that Lightning Fabric chooses.
+
+    Args:
+        accelerator: `auto` takes what the machine has, `cpu` forces the CPU.
+    """
+    from lightning_fabric import Fabric
+
+    return Fabric(accelerator=accelerator, devices=1).device
+
+
 def get_settings() -> Settings:
     """Read the settings from the environment.
 
@@ -48,8 +59,6 @@ def get_settings() -> Settings:
     Raises:
         InputError: an environment variable holds a value that cannot be used.
     """
-    from lightning_fabric import Fabric
-
     size = os.environ.get("MEDIMG_SIZE", "tiny")
     if size not in SIZES:
         raise InputError(
@@ -64,6 +73,6 @@ def get_settings() -> Settings:
     return Settings(
         size=size,
         data=Path(os.environ.get("MEDIMG_DATA", "data")).expanduser(),
-        device=Fabric(accelerator="auto", devices=1).device,
+        device=find_device(),
         seed=int(text),
     )

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -68,7 +67,6 @@ from medimg_utils.brain.models import (
 from medimg_utils.brain.preprocess import Prepared
 from medimg_utils.experiments import (
     choose,
-    device_name,
     facts_file,
     facts_of_run,
     forget_answers,
@@ -87,7 +85,7 @@ from medimg_utils.io import (
     write_nifti_atomic,
 )
 from medimg_utils.release import DatasetError, describe_release, read_truth
-from medimg_utils.settings import SIZES
+from medimg_utils.settings import SIZES, find_device
 from medimg_utils.splits import (
     Split,
     check_held_out,
@@ -442,7 +440,7 @@ def train(
         learning_rate=chosen.one_pass_rate,
         **options,
     )
-    device = Fabric(accelerator=accelerator, devices=1).device
+    device = find_device(accelerator)
     networks = load_networks(
         {stage: out / stage / BEST for stage in STAGES}, chosen, device
     )
@@ -753,7 +751,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
             "go on with `train ... --resume`."
         )
     facts, experiment = open_facts(about, from_json)
-    device = Fabric(accelerator="auto", devices=1).device
+    device = find_device()
     return Run(
         networks=load_networks(paths, experiment, device),
         experiment=experiment,
@@ -1025,7 +1023,7 @@ def compare_modes(
     loaded = load_run(run)
     cases = unseen_cases(loaded, data)[0][:limit]
     segmenters = {mode: Segmenter(loaded.networks, mode) for mode in modes}
-    on_cpu = device_name() == "cpu"
+    on_cpu = find_device().type == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
 
     def measure(case: Case) -> dict[str, dict[str, Any]]:

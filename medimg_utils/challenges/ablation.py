@@ -31,11 +31,11 @@ from medimg_utils.brain.dataset import load, prepare_scan, read_brats
 from medimg_utils.brain.preprocess import Prepared, augment
 from medimg_utils.brain.simulate import ensure_release
 from medimg_utils.errors import InputError
-from medimg_utils.experiments import device_name
 from medimg_utils.io import write_json_atomic
 from medimg_utils.metrics import dice
 from medimg_utils.pneumothorax.models import UNet
 from medimg_utils.release import describe_release
+from medimg_utils.settings import find_device
 from medimg_utils.training import fingerprint, fit, stable_seed
 
 NAME = "challenges-ablation"
@@ -650,11 +650,11 @@ def run_ablation(
         },
         "patients": " ".join(one.name for one in cohorts.test),
         "minutes": sum(one["seconds"] for one in found.values()) / 60,
-        "hardware": results.hardware(device_name()),
+        "hardware": results.hardware(find_device().type),
         "about": results.provenance(
             size=size,
             data=data,
-            device=device_name(),
+            device=find_device().type,
             seed=chosen.seeds,
             n={"test patients": chosen.test, "networks": len(found)},
         ),

@@ -26,8 +26,8 @@ from numpy.typing import ArrayLike
 
 from medimg_utils import results
 from medimg_utils.errors import InputError
-from medimg_utils.experiments import device_name
 from medimg_utils.release import describe_release
+from medimg_utils.settings import find_device
 
 NAME = "challenges-plans"
 ANISOTROPIC = 3  # times as far apart as along the other axes
@@ -362,7 +362,7 @@ def run_plans(folder: Path | None = None) -> dict[str, Any]:
         "about": results.provenance(
             size="tiny",
             data=[describe_release(one) for one in (films, knees, heads)],
-            device=device_name(),
+            device=find_device().type,
             seed=0,
             n={name: one.cases for name, one in found.items()},
         ),

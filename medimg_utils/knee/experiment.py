@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -94,6 +93,7 @@ from medimg_utils.knee.models import (
 from medimg_utils.knee.preprocess import Augment, middle, prepare
 from medimg_utils.knee.standardise import StandardiseError, Standardiser
 from medimg_utils.release import describe_release, left_by_simulation
+from medimg_utils.settings import find_device
 from medimg_utils.splits import LeakError, check_fold, patient_folds
 from medimg_utils.training import (
     BEST,
@@ -454,7 +454,7 @@ def train(
             workers=workers,
             progress=progress,
         )
-    device = Fabric(accelerator=accelerator, devices=1).device
+    device = find_device(accelerator)
     run = Run(
         {part: network.to(device).eval() for part, network in networks.items()},
         chosen,
@@ -733,7 +733,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     path, name = pretrained.find_run("knee", run)
     facts, experiment = open_facts(path.with_suffix(".json"), from_json)
     tensors, _ = load_tensors(path)
-    device = Fabric(accelerator="auto", devices=1).device
+    device = find_device()
     networks = {}
     for values in facts["parts"]:
         part = Part(values["series"], tuple(values["diagnoses"]), values["shared"])

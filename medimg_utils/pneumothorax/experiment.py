@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,6 +64,7 @@ from medimg_utils.pneumothorax.preprocess import (
     tiled_probability,
 )
 from medimg_utils.release import describe_release, read_truth
+from medimg_utils.settings import find_device
 from medimg_utils.splits import (
     Split,
     check_held_out,
@@ -372,7 +372,7 @@ def train(
     weights, stored = load_tensors(out / BEST)
     prior = weights.pop(PRIOR)
     network.load_state_dict(weights)
-    network.to(Fabric(accelerator=accelerator, devices=1).device)
+    network.to(find_device(accelerator))
     thresholds = choose_thresholds(network, validation, chosen, prior, progress)
     n = {name: len(part) for name, part in parts._asdict().items()}
     write_json_atomic(
@@ -532,7 +532,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     tensors, _ = load_tensors(path)
     prior = tensors.pop(PRIOR)
     network.load_state_dict({key: value.float() for key, value in tensors.items()})
-    network.eval().to(Fabric(accelerator="auto", devices=1).device)
+    network.eval().to(find_device())
     return Run(network, experiment, facts["thresholds"], prior.float(), facts, name)
 
 
