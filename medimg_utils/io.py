@@ -9,8 +9,10 @@ file knows it. `read_nifti` reads a volume with its place in space.
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import gzip
+import io
 import json
 import math
 import os
@@ -592,6 +594,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_table_atomic(
+    path: str | os.PathLike[str],
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Write a csv table that is whole or absent.
+
+    Args:
+        path: the file.
+        rows: what stands under each column; what no column asks for is left out.
+        columns: their names; the keys of the first row where None.
+    """
+    text = io.StringIO()
+    names = list(rows[0]) if columns is None else columns
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text_atomic(path, text.getvalue())
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:

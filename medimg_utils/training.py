@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -32,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from medimg_utils.errors import InputError
-from medimg_utils.io import atomic_path, to_json, write_json_atomic, write_text_atomic
+from medimg_utils.io import atomic_path, to_json, write_json_atomic, write_table_atomic
 from medimg_utils.results import hardware
 
 Batch = dict[str, Any]
@@ -350,14 +349,6 @@ def _unpack(
     )
 
 
-def _write_log(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_text_atomic(path, text.getvalue())
-
-
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's `log.csv`: numbers (NaN where undefined), and the hardware."""
     with (run / LOG).open(newline="", encoding="utf-8") as file:
@@ -605,7 +596,7 @@ def fit(
                         out / BEST, kept, {"settings": settings, "best": state["best"]}
                     )
             if fabric.is_global_zero:
-                _write_log(out / LOG, state["history"])
+                write_table_atomic(out / LOG, state["history"])
             checkpoint()
             bar.set_postfix(loss=f"{row['loss']:.3f}", **{best_by: f"{mark:.3f}"})
     fabric.barrier()  # nobody reads the run before it is written

@@ -15,9 +15,7 @@ One seed gives one set of bytes, whatever the number of workers.
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,7 +36,7 @@ from medimg_utils.brain.tumour import (
     random_glioma,
 )
 from medimg_utils.errors import InputError
-from medimg_utils.io import atomic_path, write_text_atomic
+from medimg_utils.io import atomic_path, write_table_atomic
 from medimg_utils.settings import Settings, get_settings
 from medimg_utils.simulation import (
     Part,
@@ -427,15 +425,5 @@ def _finish(out: Path, rows: Sequence[dict[str, Any]]) -> None:
         if row["listed"]
     ]
     columns = ["BraTS18ID", "Age", "Survival", "ResectionStatus"]
-    _write_table(out / "survival_data.csv", columns, survival)
-    _write_table(out / "simulation-truth.csv", list(rows[0]), rows)
-
-
-def _write_table(
-    file: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]
-) -> None:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text_atomic(file, stream.getvalue())
+    write_table_atomic(out / "survival_data.csv", survival, columns)
+    write_table_atomic(out / "simulation-truth.csv", rows)

@@ -14,7 +14,6 @@ One seed gives one set of bytes, whatever the number of workers.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -37,7 +36,12 @@ from scipy import ndimage as ndi
 from torch import Tensor
 
 from medimg_utils.errors import InputError
-from medimg_utils.io import atomic_path, encode_rle, write_text_atomic
+from medimg_utils.io import (
+    atomic_path,
+    encode_rle,
+    write_table_atomic,
+    write_text_atomic,
+)
 from medimg_utils.pneumothorax.collapse import (
     Cavity,
     Pneumothorax,
@@ -519,11 +523,5 @@ def _finish(out: Path, rows: list[dict[str, Any]]) -> None:
     table = ["ImageId, EncodedPixels"]
     table += [f"{row['ImageId']},{runs}" for row in rows for runs in row["runs"]]
     write_text_atomic(out / "train-rle.csv", "\n".join(table) + "\n")
-    stream = io.StringIO()
-    writer = csv.DictWriter(
-        stream, [k for k in rows[0] if k != "runs"], lineterminator="\n"
-    )
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: v for k, v in row.items() if k != "runs"})
-    write_text_atomic(out / "simulation-truth.csv", stream.getvalue())
+    columns = [name for name in rows[0] if name != "runs"]
+    write_table_atomic(out / "simulation-truth.csv", rows, columns)
