@@ -493,9 +493,9 @@ def fit(
         "step": 0, "loss_sum": 0.0, "seconds": 0.0, "best": None, "history": [],
         "settings": settings,
     }  # fmt: skip
-    if not resume:
-        refuse_run(out)
     if (out / LAST).is_file():
+        if not resume:
+            refuse_run(out)
         tensors, stored = load_tensors(out / LAST)
         state |= stored
         if fabric.is_global_zero:

@@ -417,8 +417,10 @@ def _extend(soft: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _near_spine(bone: np.ndarray) -> np.ndarray:
     """(X, Y) weight 0 to 1 of the vertebral column in ``(X, Y, Z)`` bone."""
     mean = bone.mean(2)
-    labels, _ = ndi.label(ndi.gaussian_filter(mean, 1.5) > 0.05)
-    masses = ndi.sum_labels(mean, labels, np.arange(1, labels.max() + 1))
+    labels, count = ndi.label(ndi.gaussian_filter(mean, 1.5) > 0.05)
+    if not count:
+        return np.zeros_like(mean)
+    masses = ndi.sum_labels(mean, labels, np.arange(1, count + 1))
     column = ndi.binary_dilation(labels == 1 + masses.argmax(), iterations=4)
     return ndi.gaussian_filter(column.astype(np.float32), 3.0)
 

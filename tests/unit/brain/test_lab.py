@@ -74,7 +74,7 @@ def stored(tmp_path_factory, run, brats, write_release):
     for folder in ("pretrained", "results"):
         (root / folder).mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lab, "ensure_release", lambda name: root / FOLDERS[name])
+        patch.setattr(lab, "ensure_release", lambda name, **_: root / FOLDERS[name])
         patch.setattr(pretrained, "FOLDER", root / "pretrained")
         patch.setattr(results, "FOLDER", root / "results")
         result = run_lab(root / "runs", compared=1, progress=False)
@@ -151,7 +151,7 @@ def test_a_stopped_lab_run_goes_on(stored):
 
 def test_what_was_done_with_other_data_is_noticed(stored, monkeypatch):
     root, _ = stored
-    monkeypatch.setattr(lab, "ensure_release", lambda name: root / FOLDERS[name])
+    monkeypatch.setattr(lab, "ensure_release", lambda name, **_: root / FOLDERS[name])
     seen = []
     monkeypatch.setattr(lab, "evaluate", lambda data, *_, **__: seen.append(data) or {})
     run = root / "runs" / "brain-lab-fold0"

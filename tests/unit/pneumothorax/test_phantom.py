@@ -234,12 +234,26 @@ def test_the_girdle_is_a_right_one(which):
 
 
 def test_fat_is_lowered_and_neither_muscle_nor_lung():
-    hu = np.repeat([-850.0, -95.0, 0.0, 50.0], 2).astype(np.float32)
-    fine = np.broadcast_to(hu[None, None, :], (8, 4, 8)).copy()
+    hu = np.repeat([-850.0, -95.0, 0.0, 50.0], 16).astype(np.float32)
+    fine = np.broadcast_to(hu[None, None, :], (8, 4, 64)).copy()
     soft = phantom._densities(fine)["soft"][4, 1, phantom._EXTRA :].astype(float)
     before = 1 + hu / 1000
-    np.testing.assert_allclose(soft[[0, 4, 6]], before[[0, 4, 6]], rtol=2e-3)
-    assert soft[2] == pytest.approx(0.97 * before[2], rel=3e-3)
+    middle = [8, 40, 56]
+    np.testing.assert_allclose(soft[middle], before[middle], rtol=2e-3)
+    assert soft[24] == pytest.approx(0.97 * before[24], rel=3e-3)
+
+
+def test_the_abdomen_goes_on_below_the_scan_without_a_step():
+    """Mirrored tissue: the first plane below is the last one of the scan."""
+    generator = np.random.default_rng(0)
+    soft = generator.uniform(0.9, 1.1, (12, 10, 60)).astype(np.float32)
+    soft[3:6, 3:6, :8] = 0.2  # lung: what is mirrored of it is filled in the end
+    bone = np.zeros_like(soft)
+    longer, _ = phantom._extend(soft, bone)
+    assert longer.shape[2] == 60 + phantom._EXTRA
+    np.testing.assert_array_equal(longer[:, :, phantom._EXTRA :], soft)
+    joined = longer[..., phantom._EXTRA - 1] - longer[..., phantom._EXTRA]
+    assert np.abs(joined).max() < 0.05
 
 
 def test_a_rib_of_beads_becomes_one_rib_and_keeps_its_mass():
