@@ -160,8 +160,8 @@ def read_truth(path: Path, key: str) -> dict[str, dict[str, str]]:
         ) from error
 
 
-def check_listed(names: Sequence[str], rows: Mapping[str, Any]) -> None:
-    """Refuse a truth file that does not know all of these images or cases.
+def check_listed(names: Sequence[str], rows: Mapping[str, Any], what: str) -> None:
+    """Refuse a truth file that does not know all of these images, cases or exams.
 
     Raises:
         InputError: says how many are missing.
@@ -169,9 +169,37 @@ def check_listed(names: Sequence[str], rows: Mapping[str, Any]) -> None:
     absent = [name for name in names if name not in rows]
     if absent:
         raise InputError(
-            f"the truth file does not list {len(absent)} of {len(names)}, e.g. "
+            f"the truth file does not list {len(absent)} of {len(names)} {what}, e.g. "
             f"{absent[0]}. Give the truth file of the same simulation."
         )
+
+
+def groups_of(
+    names: Sequence[str], rows: Mapping[str, Mapping[str, str]], most: int = 12
+) -> dict[str, dict[str, list[int]]]:
+    """Positions of those that share a value of a truth file: {column: {value: ...}}.
+
+    Args:
+        names: of images or cases.
+        rows: what `read_truth` gives.
+        most: columns with 2 to so many different values make groups; others are constant,
+            or measurements.
+
+    >>> rows = {"a": {"side": "L"}, "b": {"side": ""}, "c": {"side": "L"}}
+    >>> groups_of(["a", "b", "c"], rows)
+    {'side': {'none': [1], 'L': [0, 2]}}
+    """
+    answer = {}
+    for column in next(iter(rows.values())):
+        values = [rows[name][column] for name in names]
+        if 1 < len(set(values)) <= most:
+            answer[column] = {
+                wanted or "none": [
+                    k for k, value in enumerate(values) if value == wanted
+                ]
+                for wanted in sorted(set(values))
+            }
+    return answer
 
 
 def digest_of(path: Path) -> str:

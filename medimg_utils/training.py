@@ -498,11 +498,11 @@ def fit(
             refuse_run(out)
         tensors, stored = load_tensors(out / LAST)
         state |= stored
+        _check_same(out, state["settings"], settings)
+        _unpack(tensors, network, plain)
         if fabric.is_global_zero:
             for left in out.glob(".partial-*"):  # by a process that was killed
                 left.unlink(missing_ok=True)
-        _check_same(out, state["settings"], settings)
-        _unpack(tensors, network, plain)
     elif fabric.is_global_zero:
         write_json_atomic(out / "settings.json", settings)
 

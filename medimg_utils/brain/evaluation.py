@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medimg_utils import metrics
-from medimg_utils.release import check_listed
+from medimg_utils.release import check_listed, groups_of
 
 REGIONS: dict[str, tuple[int, ...]] = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
 NUMBERS = ("dice", "hausdorff95_mm", "sensitivity", "specificity")
@@ -162,24 +162,18 @@ def subgroups(
     Raises:
         InputError: a case is not listed.
     """
-    check_listed([case["case_id"] for case in cases], rows)
-    answer: dict[str, Any] = {}
-    for name in next(iter(rows.values())):
-        values = sorted({rows[case["case_id"]][name] for case in cases})
-        if not 1 < len(values) <= min(12, len(cases) // 2):
-            continue  # constant, or a measurement instead of a group
-        groups = {
-            value: [case for case in cases if rows[case["case_id"]][name] == value]
-            for value in values
-        }
-        answer[name] = {
-            value or "none": {
+    names = [case["case_id"] for case in cases]
+    check_listed(names, rows, "cases")
+    return {
+        column: {
+            value: {
                 "n": len(group),
                 **{
-                    part: float(np.mean([case[part]["dice"] for case in group]))
+                    part: float(np.mean([cases[k][part]["dice"] for k in group]))
                     for part in REGIONS
                 },
             }
             for value, group in groups.items()
         }
-    return answer
+        for column, groups in groups_of(names, rows, min(12, len(cases) // 2)).items()
+    }

@@ -25,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 
 from medimg_utils import metrics
 from medimg_utils.errors import InputError
+from medimg_utils.release import check_listed
 
 WAYS = ("training", "out_of_fold")  # which exams the combination is fitted on
 GRADES = ("subtle", "moderate", "marked")  # of a simulated finding, rising
@@ -330,12 +331,7 @@ def subgroups(
     kind that it holds, but of one grade alone: the highest of its findings of the
     diagnosis. For `abnormal` every finding counts, torn ligaments and menisci as well.
     """
-    absent = [case["exam_id"] for case in cases if case["exam_id"] not in truth.exams]
-    if absent:
-        raise InputError(
-            f"the truth file does not list {len(absent)} of {len(cases)} exams, e.g. "
-            f"{absent[0]}. Give the truth file of the same simulation."
-        )
+    check_listed([case["exam_id"] for case in cases], truth.exams, "exams")
     facts = [truth.exams[case["exam_id"]] for case in cases]
     answer: dict[str, Any] = {}
     for name in ("anatomy", "habitus", "side", "field"):

@@ -16,7 +16,7 @@ from medimg_utils import pretrained, results
 from medimg_utils.experiments import describe, facts_file, read_facts
 from medimg_utils.io import to_json
 from medimg_utils.knee.dataset import DIAGNOSES
-from medimg_utils.knee.experiment import Experiment, evaluate, train
+from medimg_utils.knee.experiment import evaluate, from_json, train
 from medimg_utils.knee.simulate import HELD_OUT, LAB_TESTS, ensure_release
 from medimg_utils.labs import check_data, once
 from medimg_utils.release import describe_release, digest_of
@@ -81,7 +81,7 @@ def run_lab(
             "on": f"{unseen['n']['exams']} simulated exams of unseen patients",
         },
         "held_out_anatomy": HELD_OUT,
-        "settings": describe(Experiment(**first["experiment"])),
+        "settings": describe(from_json(first["experiment"])),
         "training": {
             "networks": {
                 part["name"]: {

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg_utils import metrics
-from medimg_utils.release import check_listed
+from medimg_utils.release import check_listed, groups_of
 
 BLANK = 0.02  # grey values below this are called black in the style control
 
@@ -167,22 +167,21 @@ def subgroups(
     Raises:
         InputError: an image is not listed.
     """
-    check_listed([case["image_id"] for case in cases], rows)
-    names = [name for name in next(iter(rows.values())) if name != "patient"]
+    names = [case["image_id"] for case in cases]
+    check_listed(names, rows, "images")
+    found = groups_of(names, rows)
+    found.pop("patient", None)
     answer: dict[str, Any] = {}
-    for name in names:
-        values = sorted({rows[case["image_id"]][name] for case in cases})
-        if not 1 < len(values) <= 12:
-            continue  # constant, or a measurement instead of a group
+    for name, groups in found.items():
         answer[name] = {}
-        for value in values:
-            group = [case for case in cases if rows[case["image_id"]][name] == value]
+        for value, places in groups.items():
+            group = [cases[k] for k in places]
             positives = [case for case in group if case["label"]]
             negatives = [case for case in group if not case["label"]]
             negatives = negatives or [case for case in cases if not case["label"]]
             compared = positives + negatives
             overlaps = [case["dice"] for case in positives if "dice" in case]
-            answer[name][value or "none"] = {
+            answer[name][value] = {
                 "positives": len(positives),
                 "negatives": len(negatives),
                 "auc": metrics.auc(
