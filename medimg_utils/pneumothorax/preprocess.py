@@ -17,7 +17,7 @@ paper does not tell is our choice and said here:
 4. **Augmentation** moves image and mask together and changes the rendering of the image
    alone, broadly, because scanners differ more than patients do.
 5. **Prediction** averages over overlapping crops, so each pixel of the square has a
-   value.
+   value, and, where the experiment asks for it, over each crop and its mirror image.
 """
 
 from __future__ import annotations
@@ -315,7 +315,12 @@ def clutter(image: Tensor, strength: float) -> Tensor:
 
 @torch.inference_mode()
 def tiled_probability(
-    network: nn.Module, image: Tensor, *, crop: int = 448, positions: int = 2
+    network: nn.Module,
+    image: Tensor,
+    *,
+    crop: int = 448,
+    positions: int = 2,
+    mirror: bool = False,
 ) -> Tensor:
     """Mean probability over overlapping crops that together cover the whole square.
 
@@ -324,6 +329,7 @@ def tiled_probability(
         image: (1, S, S) in [0, 1], as the data set keeps it.
         crop: side of the crops, at most S.
         positions: places along each axis; 2 are the four corners.
+        mirror: take the mean of the logits of each crop and of its mirror image.
 
     Returns:
         (S, S) float32 in [0, 1] on the CPU.
@@ -352,7 +358,11 @@ def tiled_probability(
     corners = [(top, left) for top in starts for left in starts]
     ready = to_network(image)
     crops = torch.stack([ready[:, y : y + crop, x : x + crop] for y, x in corners])
-    found = network(crops.to(device)).float().sigmoid().cpu()[:, 0]
+    crops = crops.to(device)
+    logits = network(crops).float()
+    if mirror:
+        logits = (logits + network(crops.flip(-1)).float().flip(-1)) / 2
+    found = logits.sigmoid().cpu()[:, 0]
     total, count = torch.zeros(size, size), torch.zeros(size, size)
     for (top, left), probability in zip(corners, found, strict=True):
         total[top : top + crop, left : left + crop] += probability

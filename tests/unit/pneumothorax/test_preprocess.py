@@ -243,6 +243,30 @@ def test_a_pixel_is_the_mean_of_its_crops():
     assert found[3, 3] == pytest.approx(0.25)  # all four crops
 
 
+class Ramp(nn.Module):
+    """Adds a ramp from left to right, so that a mirrored crop has another answer."""
+
+    def forward(self, x):
+        return x + torch.linspace(0, 1, x.shape[-1])
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_mirrored_film_has_the_mirrored_answer(mirror):
+    image = torch.rand(1, 90, 90)
+    one, other = (
+        tiled_probability(Ramp(), picture, crop=40, positions=3, mirror=mirror)
+        for picture in (image, image.flip(-1))
+    )
+    assert torch.allclose(one, other.flip(-1), atol=1e-6) == mirror
+
+
+def test_mirror_images_share_the_mean_of_their_logits():
+    image = torch.rand(1, 64, 64)
+    found = tiled_probability(Ramp(), image, crop=64, mirror=True)
+    # ramp and mirrored ramp are 1/2 on average
+    torch.testing.assert_close(found, (to_network(image)[0] + 0.5).sigmoid())
+
+
 def test_gaps_between_crops_are_refused():
     with pytest.raises(InputError, match="do not cover"):
         tiled_probability(Identity(), torch.rand(1, 100, 100), crop=40, positions=2)
