@@ -12,12 +12,17 @@ from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tqdm.auto import tqdm
+
 from medimg_utils import results
 from medimg_utils.errors import InputError
+from medimg_utils.io import to_json, write_json_atomic
 from medimg_utils.settings import SIZES, find_device
 from medimg_utils.training import BEST, RunError
 
 Settings = TypeVar("Settings")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def setting(default: Any, *, paper: Any = None, why: str) -> Any:
@@ -170,25 +175,50 @@ def forget_answers(out: Path, names: Iterable[str]) -> None:
         (out / f"{name}.json").unlink(missing_ok=True)
 
 
-def raise_failures(
-    failures: Sequence[str], total: int, what: str, kind: type[InputError]
-) -> None:
-    """Say, after a prediction of many, which could not be used, and why.
+def answer_each(
+    items: Sequence[Item],
+    predict: Callable[[Item], Found],
+    write: Callable[[Item, Found], dict[str, Any]],
+    *,
+    out: Path,
+    name: Callable[[Item], str],
+    what: str,
+    kind: type[InputError],
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """Predict each of many, write what was found, and go on where one cannot be used.
 
     Args:
-        failures: what was wrong, a text each; none is fine.
-        total: how many there were.
-        what: they are, e.g. `files`.
+        items: e.g. files.
+        predict: finds the answer of one. Where it cannot be used it says so with an
+            `InputError` or an `OSError`; the others are predicted all the same.
+        write: writes the pictures of one into `out` and returns what NAME.json holds,
+            which is written last.
+        out: the folder; earlier answers in it are to be forgotten before.
+        name: NAME of one.
+        what: the items are, in the error's words, e.g. `files`.
         kind: of error.
+        progress: show a bar.
 
-    >>> raise_failures([], 3, "files", InputError)
-    >>> raise_failures(["a.png: empty"], 3, "files", InputError)  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    medimg_utils.errors.InputError: 1 of 3 files could not be used, the others ...
+    Returns:
+        What the JSON files hold, in the order of `items`.
+
+    Raises:
+        kind: some cannot be used; the others have been written.
     """
+    answers, failures = [], []
+    for item in tqdm(items, "predict", disable=not progress, leave=False):
+        try:
+            found = predict(item)
+        except (InputError, OSError) as error:
+            failures.append(str(error))
+            continue
+        answer = write(item, found)
+        write_json_atomic(out / f"{name(item)}.json", answer)
+        answers.append(to_json(answer))
     if failures:
         raise kind(
-            f"{len(failures)} of {total} {what} could not be used, the others were "
+            f"{len(failures)} of {len(items)} {what} could not be used, the others were "
             "written: " + " | ".join(failures)
         )
+    return answers

@@ -7,11 +7,11 @@ stopped and called anew; what was done with other data or another network is not
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medimg_utils.experiments import read_facts
+from medimg_utils.experiments import facts_file, read_facts
 from medimg_utils.io import to_json, write_json_atomic
 from medimg_utils.release import describe_release
 from medimg_utils.training import RunError
@@ -30,6 +30,33 @@ def check_data(run: Path, release: Path) -> None:
             f"{run} was trained on the simulation {trained_on}, but {release} holds "
             f"{present}. Give another folder for the runs, or delete this one."
         )
+
+
+def trained_folds(
+    name: str,
+    release: Path,
+    runs: Path,
+    folds: Sequence[int],
+    train: Callable[[Path, int], object],
+) -> Iterator[tuple[int, Path]]:
+    """Each fold and the folder of its run, trained first where it is not yet.
+
+    Args:
+        name: of the networks, e.g. `knee-lab`.
+        release: that they are trained on.
+        runs: folder that holds (or will hold) one run a fold.
+        folds: of the cross-validation.
+        train: trains into a folder, for a fold, or goes on where it was stopped.
+
+    Raises:
+        RunError: `runs` holds a run that was trained on other data.
+    """
+    for fold in folds:
+        run = runs / f"{name}-fold{fold}"
+        if not facts_file(run).is_file():
+            train(run, fold)
+        check_data(run, release)
+        yield fold, run
 
 
 def once(

@@ -322,6 +322,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Weights of a network in float32, also where they were stored in half precision.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    return {name: value.float() for name, value in load_tensors(path)[0].items()}
+
+
 def _pack(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and optimiser state under flat names."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}

@@ -66,6 +66,7 @@ from medimg_utils.brain.models import (
 )
 from medimg_utils.brain.preprocess import Prepared
 from medimg_utils.experiments import (
+    answer_each,
     choose,
     facts_file,
     facts_of_run,
@@ -73,19 +74,17 @@ from medimg_utils.experiments import (
     open_facts,
     protocol,
     provenance,
-    raise_failures,
     setting,
 )
 from medimg_utils.io import (
     ImageError,
     check_file,
     check_outputs,
-    to_json,
     write_json_atomic,
     write_nifti_atomic,
 )
 from medimg_utils.release import DatasetError, describe_release, read_truth
-from medimg_utils.settings import SIZES, find_device
+from medimg_utils.settings import find_device
 from medimg_utils.splits import (
     Split,
     check_held_out,
@@ -97,10 +96,10 @@ from medimg_utils.splits import (
 from medimg_utils.training import (
     BEST,
     Batch,
-    RunError,
     Schedule,
     fit,
     load_tensors,
+    load_weights,
     refuse_run,
     stable_seed,
 )
@@ -712,10 +711,7 @@ def load_networks(
         "one-pass": UnpaddedUNet(experiment.segment_width, FixedNorm),
     }
     for stage, network in built.items():
-        tensors, _ = load_tensors(paths[stage])
-        network.load_state_dict(
-            {name: value.float() for name, value in tensors.items()}
-        )
+        network.load_state_dict(load_weights(paths[stage]))
         network.eval().to(device)
     return Networks(
         find=built["find"],  # type: ignore[arg-type]
@@ -736,23 +732,13 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: the folder holds no finished run.
     """
-    if str(run) in SIZES:
-        name = f"brain-{run}"
-        paths = {stage: pretrained.find(name, stage) for stage in STAGES}
-        about = pretrained.FOLDER / f"{name}.json"
-    else:
-        about, name = facts_file(Path(run)), Path(run).resolve().name
-        paths = {stage: Path(run) / stage / BEST for stage in STAGES}
-    missing = [path for path in (about, *paths.values()) if not path.is_file()]
-    if missing:
-        raise RunError(
-            f"{run} holds no finished run ({missing[0].name} is not there). Train it, or "
-            "go on with `train ... --resume`."
-        )
+    paths, about, name = pretrained.find_run("brain", run, STAGES)
     facts, experiment = open_facts(about, from_json)
     device = find_device()
     return Run(
-        networks=load_networks(paths, experiment, device),
+        networks=load_networks(
+            dict(zip(STAGES, paths, strict=True)), experiment, device
+        ),
         experiment=experiment,
         mode=facts["mode"],
         facts=facts,
@@ -1148,21 +1134,23 @@ def predict(
     loaded = load_run(run)
     segmenter = Segmenter(loaded.networks, mode or loaded.mode)
     forget_answers(out, (case.case_id for case in cases))
-    answers, failures = [], []
-    for case in tqdm(cases, "predict", disable=not progress, leave=False):
-        try:
-            prediction = predict_case(loaded, replace(case, mask=None), segmenter)
-        except (ImageError, DatasetError, OSError) as error:
-            failures.append(str(error))
-            continue
-        answer = _answer(loaded, case, prediction, segmenter.mode)
+
+    def write(case: Case, prediction: Prediction) -> dict[str, Any]:
         scan = prediction.scan
         voxels = to_release(scan.to_file(prediction.labels), case.layout)
         write_nifti_atomic(out / f"{case.case_id}{ENDINGS[0]}", voxels, scan.affine)
-        write_json_atomic(out / f"{case.case_id}{ENDINGS[1]}", answer)
-        answers.append(to_json(answer))
-    raise_failures(failures, len(cases), "cases", ImageError)
-    return answers
+        return _answer(loaded, case, prediction, segmenter.mode)
+
+    return answer_each(
+        cases,
+        lambda case: predict_case(loaded, replace(case, mask=None), segmenter),
+        write,
+        out=out,
+        name=lambda case: case.case_id,
+        what="cases",
+        kind=ImageError,
+        progress=progress,
+    )
 
 
 def _answer(run: Run, case: Case, prediction: Prediction, mode: str) -> dict[str, Any]:

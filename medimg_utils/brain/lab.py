@@ -31,7 +31,7 @@ from medimg_utils.brain.inference import MODES
 from medimg_utils.brain.simulate import ensure_release
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe, facts_file, read_facts
-from medimg_utils.labs import check_data, once
+from medimg_utils.labs import once, trained_folds
 from medimg_utils.release import describe_release, digest_of, read_truth
 from medimg_utils.training import BEST, LOG, load_tensors, read_log, trained_on
 
@@ -71,12 +71,11 @@ def run_lab(
         RunError: `runs` holds a run that was trained on other data.
     """
     release = ensure_release("lab", progress=progress)
-    for fold in folds:
-        run = runs / f"{NAME}-fold{fold}"
-        if not facts_file(run).is_file():
-            train(release, run, experiment, fold=fold, resume=True, progress=progress)
-        check_data(run, release)
-    shipped = runs / f"{NAME}-fold{folds[0]}"
+
+    def learn(run: Path, fold: int) -> None:
+        train(release, run, experiment, fold=fold, resume=True, progress=progress)
+
+    (_, shipped), *_ = trained_folds(NAME, release, runs, folds, learn)
     about = facts_file(shipped)
     choice = ensure_release("lab-choice", progress=progress)
     chosen_on = read_facts(shipped)["chosen_on"]

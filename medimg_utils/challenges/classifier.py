@@ -26,7 +26,7 @@ from medimg_utils.training import (
     Batch,
     fingerprint,
     fit,
-    load_tensors,
+    load_weights,
     stable_seed,
 )
 
@@ -400,10 +400,9 @@ def load_classifier(path: Path) -> FilmNet:
     Raises:
         RunError: the file is missing or damaged.
     """
-    tensors, _ = load_tensors(path)
     network = FilmNet()
     network.load_state_dict(
-        {key.removeprefix("net."): value.float() for key, value in tensors.items()}
+        {key.removeprefix("net."): value for key, value in load_weights(path).items()}
     )
     return network.eval()
 

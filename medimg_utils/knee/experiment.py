@@ -38,13 +38,13 @@ from tqdm.auto import tqdm
 from medimg_utils import pretrained
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import (
+    answer_each,
     choose,
     facts_file,
     facts_of_run,
     forget_answers,
     open_facts,
     provenance,
-    raise_failures,
     setting,
 )
 from medimg_utils.geometry import Geometry
@@ -52,7 +52,6 @@ from medimg_utils.io import (
     atomic_path,
     check_file,
     check_folder,
-    to_json,
     write_json_atomic,
 )
 from medimg_utils.knee import localise, rehearsal
@@ -101,6 +100,7 @@ from medimg_utils.training import (
     Schedule,
     fit,
     load_tensors,
+    load_weights,
     reduce_on_plateau,
     refuse_run,
     save_tensors,
@@ -730,9 +730,9 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: the folder holds no finished run.
     """
-    path, name = pretrained.find_run("knee", run)
-    facts, experiment = open_facts(path.with_suffix(".json"), from_json)
-    tensors, _ = load_tensors(path)
+    (path,), about, name = pretrained.find_run("knee", run)
+    facts, experiment = open_facts(about, from_json)
+    tensors = load_weights(path)
     device = find_device()
     networks = {}
     for values in facts["parts"]:
@@ -740,7 +740,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
         networks[part] = build(experiment, part)
         networks[part].load_state_dict(
             {
-                name.removeprefix(f"{part.name}."): value.float()
+                name.removeprefix(f"{part.name}."): value
                 for name, value in tensors.items()
                 if name.startswith(f"{part.name}.")
             }
@@ -1128,13 +1128,8 @@ def predict(
         "trained_on": loaded.facts["data"],
     }
     forget_answers(out, listed_exams(data, split))
-    answers, failures = [], []
-    for exam in tqdm(exams, "predict", disable=not progress, leave=False):
-        try:
-            prediction = predict_exam(loaded, exam)
-        except (VolumeError, OSError) as error:
-            failures.append(str(error))
-            continue
+
+    def write(exam: Exam, prediction: Prediction) -> dict[str, Any]:
         maps: dict[str, dict[str, str]] = {}
         for series, found in prediction.answers.items():
             for diagnosis in found:
@@ -1143,7 +1138,7 @@ def predict(
                 _write_map(out / name, heat)
                 maps.setdefault(series, {})[diagnosis] = name
         combined = prediction.combined[loaded.experiment.combination]
-        answer = {
+        return {
             "exam": exam.exam_id,
             "split": exam.split,
             "probabilities": combined,
@@ -1156,10 +1151,17 @@ def predict(
             "maps": maps,
             "settings": settings,
         }
-        write_json_atomic(out / f"{exam.exam_id}.json", answer)
-        answers.append(to_json(answer))
-    raise_failures(failures, len(exams), "exams", VolumeError)
-    return answers
+
+    return answer_each(
+        exams,
+        lambda exam: predict_exam(loaded, exam),
+        write,
+        out=out,
+        name=lambda exam: exam.exam_id,
+        what="exams",
+        kind=VolumeError,
+        progress=progress,
+    )
 
 
 def _write_map(path: Path, heat: NDArray[np.float32]) -> None:

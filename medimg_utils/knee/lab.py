@@ -18,7 +18,7 @@ from medimg_utils.io import to_json
 from medimg_utils.knee.dataset import DIAGNOSES
 from medimg_utils.knee.experiment import evaluate, from_json, train
 from medimg_utils.knee.simulate import HELD_OUT, LAB_TESTS, ensure_release
-from medimg_utils.labs import check_data, once
+from medimg_utils.labs import once, trained_folds
 from medimg_utils.release import describe_release, digest_of
 from medimg_utils.training import BEST, read_log, trained_on
 
@@ -48,13 +48,12 @@ def run_lab(
         RunError: ``runs`` holds a run that was trained on other data.
     """
     release = ensure_release("lab", progress=progress)
-    facts = {}
-    for fold in folds:
-        run = runs / f"{NAME}-fold{fold}"
-        if not facts_file(run).is_file():
-            train(release, run, "lab", fold=fold, resume=True, progress=progress)
-        check_data(run, release)
-        facts[str(fold)] = read_facts(run)
+
+    def learn(run: Path, fold: int) -> None:
+        train(release, run, "lab", fold=fold, resume=True, progress=progress)
+
+    trained = trained_folds(NAME, release, runs, folds, learn)
+    facts = {str(fold): read_facts(run) for fold, run in trained}
     shipped = runs / f"{NAME}-fold{folds[0]}"
     first = facts[str(folds[0])]
     pretrained.store(

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from medimg_utils import metrics, pretrained
 from medimg_utils.experiments import (
+    answer_each,
     choose,
     facts_file,
     facts_of_run,
@@ -28,7 +29,6 @@ from medimg_utils.experiments import (
     open_facts,
     protocol,
     provenance,
-    raise_failures,
     setting,
 )
 from medimg_utils.io import (
@@ -37,7 +37,6 @@ from medimg_utils.io import (
     check_file,
     check_outputs,
     read_image,
-    to_json,
     write_json_atomic,
     write_png_atomic,
 )
@@ -77,6 +76,7 @@ from medimg_utils.training import (
     Batch,
     fit,
     load_tensors,
+    load_weights,
     refuse_run,
     stable_seed,
     warm_restart,
@@ -532,14 +532,14 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: the folder holds no finished run.
     """
-    path, name = pretrained.find_run("pneumothorax", run)
-    facts, experiment = open_facts(path.with_suffix(".json"), from_json)
+    (path,), about, name = pretrained.find_run("pneumothorax", run)
+    facts, experiment = open_facts(about, from_json)
     network = UNet(channels=experiment.channels, unshuffle=experiment.unshuffle)
-    tensors, _ = load_tensors(path)
+    tensors = load_weights(path)
     prior = tensors.pop(PRIOR)
-    network.load_state_dict({key: value.float() for key, value in tensors.items()})
+    network.load_state_dict(tensors)
     network.eval().to(find_device())
-    return Run(network, experiment, facts["thresholds"], prior.float(), facts, name)
+    return Run(network, experiment, facts["thresholds"], prior, facts, name)
 
 
 class Prediction(NamedTuple):
@@ -747,14 +747,12 @@ def predict(
         "trained_on": loaded.facts["data"],
     }
     forget_answers(out, (path.stem for path in inputs))
-    answers, failures = [], []
-    for path in tqdm(inputs, "predict", disable=not progress, leave=False):
-        try:
-            prediction = predict_image(loaded, path)
-        except (ImageError, OSError) as error:
-            failures.append(str(error))
-            continue
-        answer = {
+
+    def write(path: Path, prediction: Prediction) -> dict[str, Any]:
+        deep = np.round(prediction.probability * 65535).astype(np.uint16)
+        write_png_atomic(out / f"{path.stem}.probability.png", deep)
+        write_png_atomic(out / f"{path.stem}.overlay.png", overlay(prediction))
+        return {
             "score": prediction.score,
             "positive": prediction.score >= loaded.thresholds["score"],
             "mask_area_mm2": mask_area_mm2(
@@ -765,13 +763,17 @@ def predict(
             "shape": list(prediction.mask.shape),
             "settings": settings,
         }
-        deep = np.round(prediction.probability * 65535).astype(np.uint16)
-        write_png_atomic(out / f"{path.stem}.probability.png", deep)
-        write_png_atomic(out / f"{path.stem}.overlay.png", overlay(prediction))
-        write_json_atomic(out / f"{path.stem}.json", answer)
-        answers.append(to_json(answer))
-    raise_failures(failures, len(inputs), "files", ImageError)
-    return answers
+
+    return answer_each(
+        inputs,
+        lambda path: predict_image(loaded, path),
+        write,
+        out=out,
+        name=lambda path: path.stem,
+        what="files",
+        kind=ImageError,
+        progress=progress,
+    )
 
 
 def overlay(prediction: Prediction) -> NDArray[np.uint8]:

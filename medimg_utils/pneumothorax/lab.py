@@ -13,7 +13,7 @@ from typing import Any
 
 from medimg_utils import pretrained, results
 from medimg_utils.experiments import describe, facts_file, read_facts
-from medimg_utils.labs import check_data, once
+from medimg_utils.labs import once, trained_folds
 from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
 from medimg_utils.pneumothorax.simulate import (
     HELD_OUT,
@@ -52,11 +52,11 @@ def run_lab(
     """
     release = ensure_release("lab", progress=progress)
     fold_values = {}
-    for fold in folds:
-        run = runs / f"{NAME}-fold{fold}"
-        if not facts_file(run).is_file():
-            train(release, run, "lab", fold=fold, resume=True, progress=progress)
-        check_data(run, release)
+
+    def learn(run: Path, fold: int) -> None:
+        train(release, run, "lab", fold=fold, resume=True, progress=progress)
+
+    for fold, run in trained_folds(NAME, release, runs, folds, learn):
         if fold == folds[0]:
             pretrained.store(NAME, {None: run / BEST}, facts_file(run))
         network = "lab" if fold == folds[0] else run

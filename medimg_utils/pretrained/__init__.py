@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from medimg_utils.errors import InputError
+from medimg_utils.experiments import facts_file
 from medimg_utils.io import write_json_atomic
 from medimg_utils.settings import SIZES
 from medimg_utils.training import BEST, RunError, load_tensors, save_tensors
@@ -51,12 +52,19 @@ def find(name: str, part: str | None = None) -> Path:
     return path
 
 
-def find_run(use_case: str, run: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Weights and name of a run of one network; the settings lie beside the weights.
+def find_run(
+    use_case: str, run: str | os.PathLike[str], parts: Sequence[str | None] = (None,)
+) -> tuple[list[Path], Path, str]:
+    """Files and name of a run, or of the networks that travel with the package.
 
     Args:
         use_case: e.g. `pneumothorax`.
-        run: the folder of a run, or `lab` for the network that travels with the package.
+        run: the folder of a run, or `lab` for what travels with the package.
+        parts: networks that work together, each in a folder of the run; None for the
+            single network of a run.
+
+    Returns:
+        Weights of each part, what is said about them (JSON), and the name.
 
     Raises:
         RunError: the folder holds no finished run.
@@ -64,14 +72,17 @@ def find_run(use_case: str, run: str | os.PathLike[str]) -> tuple[Path, str]:
     """
     if str(run) in SIZES:
         name = f"{use_case}-{run}"
-        return find(name), name
-    path = Path(run) / BEST
-    if not path.is_file() or not path.with_suffix(".json").is_file():
+        return [find(name, part) for part in parts], FOLDER / f"{name}.json", name
+    folder = Path(run)
+    about = facts_file(folder)
+    paths = [folder / (part or "") / BEST for part in parts]
+    missing = [path for path in (*paths, about) if not path.is_file()]
+    if missing:
         raise RunError(
-            f"{run} holds no finished run ({path.name} and {path.stem}.json). Train "
-            "it, or go on with `train ... --resume`."
+            f"{run} holds no finished run ({missing[0].relative_to(folder)} is not "
+            "there). Train it, or go on with `train ... --resume`."
         )
-    return path, Path(run).resolve().name
+    return paths, about, folder.resolve().name
 
 
 def store(

@@ -492,11 +492,12 @@ function count(mask) {
   return n;
 }
 
-/** Dice coefficient of two masks; NaN when both are empty. */
+/** Dice coefficient of two masks; two empty ones agree, as in `metrics.dice`. */
 function dice(truth, predicted) {
   let both = 0;
   for (let i = 0; i < truth.length; i++) both += truth[i] & predicted[i];
-  return (2 * both) / (count(truth) + count(predicted));
+  const total = count(truth) + count(predicted);
+  return total ? (2 * both) / total : 1;
 }
 
 /** Where on the canvas an event happened, in pixels of the canvas. */

@@ -45,10 +45,8 @@ async function render({ model, el }) {
       paintMasks(rgba, width, height, shownTruth, shownPrediction, opacity);
     });
     if (truth && predicted) {
-      const value = dice(truth, predicted);
-      overlap.textContent = Number.isNaN(value)
-        ? "Dice: not defined, both masks are empty"
-        : `Dice: ${value.toFixed(3)}`;
+      const note = count(truth) + count(predicted) ? "" : ", as both masks are empty";
+      overlap.textContent = `Dice: ${dice(truth, predicted).toFixed(3)}${note}`;
     }
   }
 

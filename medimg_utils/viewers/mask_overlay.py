@@ -5,7 +5,7 @@ import numpy.typing as npt
 import traitlets
 from matplotlib.figure import Figure
 
-from medimg_utils import plotting
+from medimg_utils import metrics, plotting
 from medimg_utils.viewers import base
 
 
@@ -115,13 +115,10 @@ class MaskOverlayViewer(base.ImageViewer):
         return self._probability / 255 >= self.threshold
 
     def dice(self) -> float:
-        """Dice coefficient at the present threshold; NaN if both masks are empty."""
+        """Dice coefficient at the present threshold; see `medimg_utils.metrics.dice`."""
         if self._mask is None:
             raise ValueError("the viewer was made without a mask")
-        predicted = self.predicted()
-        total = int(self._mask.sum()) + int(predicted.sum())
-        both = int((self._mask & predicted).sum())
-        return 2 * both / total if total else float("nan")
+        return metrics.dice(self.predicted(), self._mask)
 
     def still(self) -> Figure:
         """Draw the viewer's present state as a figure."""
