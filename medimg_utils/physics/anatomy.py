@@ -295,16 +295,26 @@ def _target(source: Source, name: str, cache: Path) -> Path:
 def _fetch_source(source: Source, cache: Path) -> None:
     """Download one archive and take its members, unless they are all there."""
     notice = cache / source.project / "NOTICE.txt"
-    # The notice is written last: where it agrees, every member is complete.
-    if notice.exists() and notice.read_text(encoding="utf-8") == source.notice:
+
+    def complete() -> bool:
+        # The notice is written last: where it agrees, every member is there.
+        return notice.exists() and notice.read_text(encoding="utf-8") == source.notice
+
+    if complete():
         return
     archive = cache / "archives" / source.archive
-    if not archive.exists() or _sha256(archive) != source.sha256:
-        _download(source, archive)
-    _take(source, archive, cache)
+    try:
+        if not archive.exists() or _sha256(archive) != source.sha256:
+            _download(source, archive)
+        _take(source, archive, cache)
+    except FileNotFoundError:
+        # Another process that fetches the same was quicker and has deleted the archive.
+        if complete():
+            return
+        raise
     with atomic_path(notice) as part:
         part.write_text(source.notice, encoding="utf-8")
-    archive.unlink(missing_ok=True)  # another process may have fetched the same
+    archive.unlink(missing_ok=True)
 
 
 def _download(source: Source, archive: Path) -> None:

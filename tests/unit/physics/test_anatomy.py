@@ -258,6 +258,23 @@ def test_a_complete_archive_that_was_not_yet_opened_is_used(registry, tmp_path):
 # --- what can go wrong ----------------------------------------------------------------
 
 
+def test_of_two_processes_that_fetch_the_same_the_slower_one_is_content(
+    registry, tmp_path, monkeypatch
+):
+    take = anatomy._take
+
+    def overtaken(one, archive, cache):
+        monkeypatch.setattr(anatomy, "_take", take)
+        fetch("chest", tmp_path)  # the other process, which deletes the archive
+        assert not archive.exists()
+        take(one, archive, cache)
+
+    monkeypatch.setattr(anatomy, "_take", overtaken)
+    folder = fetch("chest", tmp_path)
+    found = files(folder)
+    assert found == files(fetch("chest", tmp_path / "alone"))
+
+
 def test_unknown_names_are_refused_with_the_known_ones(registry, tmp_path):
     with pytest.raises(AnatomyError, match=r"'lung'.*chest.*or all"):
         fetch("lung", tmp_path)
