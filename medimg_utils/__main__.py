@@ -49,6 +49,9 @@ Seed = Annotated[int | None, typer.Option(min=0, help="MEDIMG_SEED unless given.
 Epochs = Annotated[
     int | None, typer.Option(help="Of each network, instead of the size's own.")
 ]
+Devices = Annotated[
+    int, typer.Option(min=1, help="How many train together, each on a part of a batch.")
+]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that load images.")]
 Cache = Annotated[Path | None, typer.Option(help="Keep prepared images here.")]
 Truth = Annotated[
@@ -78,6 +81,7 @@ def train_pneumothorax(
     resume: Resume = False,
     seed: Seed = None,
     epochs: Epochs = None,
+    devices: Devices = 1,
     workers: Workers = None,
     cache: Cache = None,
     quiet: Quiet = False,
@@ -95,11 +99,12 @@ def train_pneumothorax(
         fold=fold,
         resume=resume,
         cache=cache,
+        devices=devices,
         workers=workers,
         progress=not quiet,
     )
     last = history[-1]
-    typer.echo(
+    _report(
         f"{len(history)} epochs, loss {last['loss']:.3f}, validation AUC "
         f"{_show(last['val_auc'])}, Dice {_show(last['val_dice'])}: {out}"
     )
@@ -164,6 +169,7 @@ def train_knee(
     resume: Resume = False,
     seed: Seed = None,
     epochs: Epochs = None,
+    devices: Devices = 1,
     workers: Workers = None,
     allow_missing: AllowMissing = False,
     quiet: Quiet = False,
@@ -181,16 +187,17 @@ def train_knee(
         fold=fold,
         resume=resume,
         allow_missing=allow_missing,
+        devices=devices,
         workers=workers,
         progress=not quiet,
     )
     for name, history in logs.items():
         best = min(history, key=lambda row: row["val_loss"])
-        typer.echo(
+        _report(
             f"{name}: best epoch {best['epoch']} of {len(history)}, held-out loss "
             f"{_show(best['val_loss'])}, AUC {_show(best['val_auc'])}"
         )
-    typer.echo(str(out))
+    _report(str(out))
 
 
 @evaluate.command("knee")
@@ -287,6 +294,7 @@ def train_brain(
     resume: Resume = False,
     seed: Seed = None,
     epochs: Epochs = None,
+    devices: Devices = 1,
     workers: Workers = None,
     cache: Cache = None,
     quiet: Quiet = False,
@@ -304,16 +312,17 @@ def train_brain(
         fold=fold,
         resume=resume,
         cache=cache,
+        devices=devices,
         workers=workers,
         progress=not quiet,
     )
     for stage, rows in logs.items():
         last = rows[-1]
-        typer.echo(
+        _report(
             f"{stage}: {len(rows)} epochs, loss {last['loss']:.3f}, validation Dice "
             f"{_show(last['val_dice'])}"
         )
-    typer.echo(f"the run is in {out}")
+    _report(f"the run is in {out}")
 
 
 @evaluate.command("brain")
@@ -404,6 +413,13 @@ def _train(
         seed=settings.seed if seed is None else seed,
         **options,
     )
+
+
+def _report(text: str) -> None:
+    """Say it once, though several processes train together."""
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only(typer.echo)(text)
 
 
 def _show(value: Any) -> str:

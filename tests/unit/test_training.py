@@ -369,6 +369,52 @@ def test_a_process_killed_again_and_again_ends_with_the_same_weights(tmp_path):
     assert same(first, second)
 
 
+TOGETHER = """
+import importlib.util
+from pathlib import Path
+
+from torch import nn
+spec = importlib.util.spec_from_file_location("toy", {file!r})
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+
+
+class Linear(nn.Module):  # draws nothing, and knows nothing of the others in its batch
+    def __init__(self):
+        super().__init__()
+        toy.torch.manual_seed(0)
+        self.weights = nn.Linear(64, 1)
+
+    def forward(self, x):
+        return self.weights(x.flatten(1))[:, 0]
+
+
+for stage in ("first", "second"):  # as use cases do that train one after the other
+    network, _ = toy.run(Path({out!r}) / stage, network=Linear(), devices={devices})
+    stored = toy.load_tensors(Path({out!r}) / stage / toy.LAST)[0]
+    assert toy.torch.equal(stored["network.weights.weight"], network.weights.weight)
+"""
+
+
+def test_two_devices_learn_what_one_learns(tmp_path):
+    found = {}
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        script = tmp_path / f"together{devices}.py"
+        script.write_text(TOGETHER.format(file=__file__, out=str(out), devices=devices))
+        subprocess.run(
+            [sys.executable, script], check=True, stderr=subprocess.PIPE, timeout=120
+        )
+        for stage in ("first", "second"):
+            weights, _ = load_tensors(out / stage / LAST)
+            losses = [row["loss"] for row in read_log(out / stage)]
+            found[devices, stage] = weights["network.weights.weight"], losses
+    for stage in ("first", "second"):
+        one, two = found[1, stage], found[2, stage]
+        torch.testing.assert_close(one[0], two[0], atol=1e-5, rtol=1e-4)
+        assert one[1] == pytest.approx(two[1], rel=1e-4)
+
+
 def test_the_time_before_a_stop_counts(tmp_path):
     def slow(model, batch, done):
         time.sleep(0.05)
