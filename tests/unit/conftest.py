@@ -23,6 +23,7 @@ from pydicom.uid import (
 )
 from typer.testing import CliRunner, Result
 
+from medimg_utils import __main__ as command
 from medimg_utils.io import encode_rle
 
 SCRIPTS = Path(__file__).parents[2] / "data_scripts"
@@ -143,10 +144,14 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shell() -> Callable[..., Result]:
-    """Call a script of `data_scripts` as the shell does, without another Python."""
+    """Call `python -m medimg_utils`, or a script of `data_scripts`, in this Python."""
 
     def call(name: str, *words: object) -> Result:
-        app = runpy.run_path(str(SCRIPTS / f"{name}.py"))["app"]
+        app = (
+            command.app
+            if name == "medimg_utils"
+            else runpy.run_path(str(SCRIPTS / f"{name}.py"))["app"]
+        )
         return CliRunner().invoke(app, [str(word) for word in words])
 
     return call

@@ -1,12 +1,9 @@
-import importlib.util
 import shutil
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from medimg_utils.brain.dataset import (
     LAYOUTS,
@@ -460,17 +457,8 @@ def test_training_needs_masks(cases):
 # -------------------------------------------------------------------------- verification
 
 
-@pytest.fixture(scope="module")
-def shell():
-    path = Path(__file__).parents[3] / "data_scripts" / "verify.py"
-    spec = importlib.util.spec_from_file_location("verify_script", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return lambda *words: CliRunner().invoke(script.app, [*map(str, words), "--quiet"])
-
-
 def test_a_whole_release_is_fine(shell, brats):
-    done = shell("brats", brats)
+    done = shell("verify", "brats", brats, "--quiet")
     assert done.exit_code == 0, done.output
     assert "BraTS 2018" in done.output
     assert "12 whole, of 12 patients" in done.output
@@ -481,7 +469,7 @@ def test_a_whole_release_is_fine(shell, brats):
 
 def test_msd_is_verified_too(shell, tmp_path, write_case):
     write_case(tmp_path, "msd", 1)
-    done = shell("msd", tmp_path)
+    done = shell("verify", "msd", tmp_path, "--quiet")
     assert done.exit_code == 0, done.output
     assert "MSD Task01" in done.output
 
@@ -511,8 +499,8 @@ def test_every_problem_is_found(tmp_path, write_case):
 
 
 def test_what_cannot_be_read_is_a_problem(shell, tmp_path):
-    done = shell("brats", tmp_path)
+    done = shell("verify", "brats", tmp_path, "--quiet")
     assert done.exit_code == 1
     assert "no file has a name" in done.output
-    done = shell("msd", tmp_path)
+    done = shell("verify", "msd", tmp_path, "--quiet")
     assert done.exit_code == 1

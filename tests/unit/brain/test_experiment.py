@@ -6,9 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from medimg_utils import __main__ as command
 from medimg_utils import pretrained
 from medimg_utils.brain import experiment
 from medimg_utils.brain.dataset import load, read_brats, read_case
@@ -383,11 +381,7 @@ def test_the_shipped_networks_are_found(run, tmp_path, monkeypatch):
 # --------------------------------------------------------------------------- command line
 
 
-def call(*words):
-    return CliRunner().invoke(command.app, [str(word) for word in words])
-
-
-def test_the_commands_work_together(run, brats, tmp_path, monkeypatch, toy):
+def test_the_commands_work_together(shell, run, brats, tmp_path, monkeypatch, toy):
     trained = []
     monkeypatch.setattr(
         experiment,
@@ -397,23 +391,31 @@ def test_the_commands_work_together(run, brats, tmp_path, monkeypatch, toy):
             or {stage: [{"loss": 0.5, "val_dice": 0.7}] for stage in STAGES}
         ),
     )
-    done = call(
-        "train", "brain", "--data", brats, "--out", tmp_path / "run", "--size", "tiny",
-        "--epochs", 2, "--quiet",
+    done = shell(
+        "medimg_utils", "train", "brain", "--data", brats, "--out", tmp_path / "run",
+        "--size", "tiny", "--epochs", 2, "--quiet",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "one-pass: 1 epochs, loss 0.500, validation Dice 0.700" in done.output
     assert trained[0][2] == get_experiment("tiny", epochs=2)
-    done = call(
-        "evaluate", "brain", "--data", brats, "--run", run, "--out", tmp_path / "m.json",
-        "--mode", "one-pass", "--quiet",
+    done = shell(
+        "medimg_utils", "evaluate", "brain", "--data", brats, "--run", run,
+        "--out", tmp_path / "m.json", "--mode", "one-pass", "--quiet",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "3 cases of 3 patients, mode one-pass" in done.output
     assert "ET: Dice" in done.output
     folders = [case.images[0].parent for case in split(read_brats(brats), toy).test[:2]]
-    done = call(
-        "predict", "brain", "--run", run, *folders, "--out", tmp_path / "p", "--quiet"
+    done = shell(
+        "medimg_utils",
+        "predict",
+        "brain",
+        "--run",
+        run,
+        *folders,
+        "--out",
+        tmp_path / "p",
+        "--quiet",
     )
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "p").iterdir())) == 4
@@ -453,21 +455,31 @@ def remove(folder, name):
 )
 @pytest.mark.parametrize("layout", ["brats2020", "brats2023", "brats2024"])
 def test_a_case_that_cannot_be_used_leaves_nothing_behind(
-    spoil, layout, run, tmp_path, write_case
+    shell, spoil, layout, run, tmp_path, write_case
 ):
     folder = write_case(tmp_path / "data", layout, 31)
     ending = "_t2" if layout == "brats2020" else "-t2w"
     name = f"{folder.name}{ending}.nii.gz"
     spoil(folder, name)
     out = tmp_path / "out"
-    done = call("predict", "brain", folder, "--run", run, "--out", out, "--quiet")
+    done = shell(
+        "medimg_utils",
+        "predict",
+        "brain",
+        folder,
+        "--run",
+        run,
+        "--out",
+        out,
+        "--quiet",
+    )
     assert done.exit_code != 0
     assert "error: " in done.output
     assert name in done.output
     assert not out.exists() or not list(out.iterdir())
 
 
-def test_a_wrong_label_stops_the_evaluation(run, tmp_path, write_case):
+def test_a_wrong_label_stops_the_evaluation(shell, run, tmp_path, write_case):
     folder = write_case(tmp_path / "data", "brats2021", 31)
     mask = folder / f"{folder.name}_seg.nii.gz"
     image = nib.load(mask)
@@ -475,9 +487,9 @@ def test_a_wrong_label_stops_the_evaluation(run, tmp_path, write_case):
     voxels[voxels == 4] = 3  # the label of 2023
     nib.save(nib.Nifti1Image(voxels, image.affine), mask)
     out = tmp_path / "numbers.json"
-    done = call(
-        "evaluate", "brain", "--data", tmp_path / "data", "--run", run, "--out", out,
-        "--quiet",
+    done = shell(
+        "medimg_utils", "evaluate", "brain", "--data", tmp_path / "data", "--run", run,
+        "--out", out, "--quiet",
     )  # fmt: skip
     assert done.exit_code == 1
     assert mask.name in done.output
@@ -485,8 +497,10 @@ def test_a_wrong_label_stops_the_evaluation(run, tmp_path, write_case):
     assert not out.exists()
 
 
-def test_an_error_is_one_line(tmp_path):
-    done = call("predict", "brain", "--run", "x", tmp_path, "--out", tmp_path)
+def test_an_error_is_one_line(shell, tmp_path):
+    done = shell(
+        "medimg_utils", "predict", "brain", "--run", "x", tmp_path, "--out", tmp_path
+    )
     assert done.exit_code == 1
     assert done.output.startswith("error: ")
     assert "should hold the files of one case" in done.output

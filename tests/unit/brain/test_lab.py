@@ -1,12 +1,9 @@
 import csv
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from medimg_utils import pretrained, results
 from medimg_utils.brain import lab
@@ -22,7 +19,6 @@ from medimg_utils.settings import get_settings
 from medimg_utils.training import RunError
 
 FOLDERS = {"lab": "known", "lab-choice": "choice", "lab-test": "other"}
-SCRIPT = Path(lab.__file__).parents[2] / "data_scripts" / "lab.py"
 
 
 def write_truth(folder, names, age=-6.5, seed=3):
@@ -191,13 +187,10 @@ def test_coefficients_are_recovered_where_they_are_true(tmp_path):
         recovered([cohorts[0], other], trees=3)
 
 
-def test_the_command_tells_the_scores(stored, monkeypatch, tmp_path):
+def test_the_command_tells_the_scores(shell, stored, monkeypatch, tmp_path):
     _, result = stored
-    spec = importlib.util.spec_from_file_location("lab_script", SCRIPT)
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
     monkeypatch.setattr(lab, "run_lab", lambda runs, folds: result)
-    done = CliRunner().invoke(command.app, ["brain", "--runs", str(tmp_path)])
+    done = shell("lab", "brain", "--runs", tmp_path)
     assert done.exit_code == 0, done.output
     assert "unseen-patients" in done.output
     assert "times as fast" in done.output
@@ -206,6 +199,6 @@ def test_the_command_tells_the_scores(stored, monkeypatch, tmp_path):
         raise InputError("no such fold")
 
     monkeypatch.setattr(lab, "run_lab", fail)
-    done = CliRunner().invoke(command.app, ["brain"])
+    done = shell("lab", "brain")
     assert done.exit_code == 1
     assert "error: no such fold" in done.output

@@ -3,16 +3,13 @@
 import csv
 import gzip
 import json
-import runpy
 import shutil
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from releases import fingerprint
-from typer.testing import CliRunner
 
 from medimg_utils.brain import simulate
 from medimg_utils.brain.simulate import (
@@ -27,7 +24,6 @@ from medimg_utils.brain.simulate import (
 from medimg_utils.errors import InputError
 from medimg_utils.settings import get_settings
 
-SCRIPTS = Path(simulate.__file__).parents[2] / "data_scripts"
 QUIET = {"progress": False, "data_dir": get_settings().data}
 KINDS = ("flair", "t1", "t1ce", "t2", "seg")
 
@@ -391,20 +387,14 @@ def test_ensure_release_replaces_what_an_older_version_made(
 # --- command line ---------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def app():
-    return runpy.run_path(str(SCRIPTS / "simulate.py"))["app"]
-
-
-def test_the_command_writes_a_release_and_says_what_is_wrong(app, small, tmp_path):
-    run = CliRunner().invoke
+def test_the_command_writes_a_release_and_says_what_is_wrong(shell, small, tmp_path):
     common = ["brain", "--patients", "3", "--seed", "8"]
     done = shutil.copytree(small, tmp_path / "done")
-    result = run(app, [*common, "--spacing", "4", "--out", str(done)])
+    result = shell("simulate", *common, "--spacing", "4", "--out", str(done))
     # the share of low-grade tumours differs from that of the fixture
     assert result.exit_code == 1
     assert "other settings" in result.output
-    result = run(app, [*common, "--spacing", "9", "--out", str(tmp_path / "x")])
+    result = shell("simulate", *common, "--spacing", "9", "--out", str(tmp_path / "x"))
     assert result.exit_code == 1
     assert "spacing is 9.0 mm" in result.output
     assert "Traceback" not in result.output

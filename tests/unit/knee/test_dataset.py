@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import pickle
 import shutil
@@ -7,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from medimg_utils.errors import InputError
 from medimg_utils.knee.dataset import (
@@ -27,8 +25,6 @@ from medimg_utils.knee.dataset import (
 from medimg_utils.knee.preprocess import Augment
 from medimg_utils.knee.standardise import Standardiser
 from medimg_utils.release import DatasetError
-
-VERIFY = Path(__file__).parents[3] / "data_scripts" / "verify.py"
 
 
 @pytest.fixture
@@ -342,15 +338,6 @@ def test_a_blank_series_is_named(tmp_path, landmarks):
 # ------------------------------------------------------------------------- verification
 
 
-@pytest.fixture(scope="module")
-def shell():
-    """Call the script as the shell does, without starting another Python."""
-    spec = importlib.util.spec_from_file_location("verify_script", VERIFY)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return lambda *words: CliRunner().invoke(script.app, [*map(str, words), "--quiet"])
-
-
 def problems(layout, root):
     return {
         check.name: check.problems for check in verify(layout, root) if check.problems
@@ -358,13 +345,13 @@ def problems(layout, root):
 
 
 def test_a_good_release_is_fine(shell, mrnet, kneemri):
-    done = shell("mrnet", mrnet)
+    done = shell("verify", "mrnet", mrnet, "--quiet")
     assert done.exit_code == 0, done.output
     assert "48 listed, 48 with all series" in done.output
     assert "24 listed, 24 with all series" in done.output
     assert "72 of 72 volumes opened; 5 to 9 slices" in done.output
     assert "volumes of another size (resized on reading): 216" in done.output
-    done = shell("kneemri", kneemri)
+    done = shell("verify", "kneemri", kneemri, "--quiet")
     assert done.exit_code == 0, done.output
     assert "train 6, tune 2, test 2" in done.output
     assert "healthy 4, partial tear 3, complete tear 3" in done.output
@@ -387,7 +374,7 @@ def test_every_kind_of_problem_is_found(shell, small):
     assert "blank" in found["sagittal"][0]
     notes = " ".join(n for check in verify("mrnet", small) for n in check.notes)
     assert "exams with a tear that are not called abnormal: 1" in notes
-    done = shell("mrnet", small)
+    done = shell("verify", "mrnet", small, "--quiet")
     assert done.exit_code == 1
     assert "3 problems" in done.output
 

@@ -7,9 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from medimg_utils import __main__ as command
 from medimg_utils import results
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe
@@ -401,7 +399,7 @@ def test_nine_networks_as_in_the_paper(mrnet, tmp_path):
     assert all(len(part.diagnoses) == 1 for part in loaded.networks)
 
 
-def test_kneemri_trains_evaluates_and_takes_mrnets_network(run, tmp_path):
+def test_kneemri_trains_evaluates_and_takes_mrnets_network(shell, run, tmp_path):
     import pickle
 
     random = np.random.default_rng(0)
@@ -431,7 +429,9 @@ def test_kneemri_trains_evaluates_and_takes_mrnets_network(run, tmp_path):
     some = shutil.copytree(root, tmp_path / "some")
     next(some.rglob(f"{stale.stem}.pck")).unlink()
     words = ("predict", "knee", "--run", run, "--data", some, "--split", "test")
-    done = shell(*words, "--allow-missing", "--out", tmp_path / "out", "--quiet")
+    done = shell(
+        "medimg_utils", *words, "--allow-missing", "--out", tmp_path / "out", "--quiet"
+    )
     assert done.exit_code == 0, done.output
     one = found[1]
     told = ", ".join(
@@ -501,15 +501,11 @@ def test_the_shipped_networks_repeat_a_stored_score(tmp_path):
 # ---------------------------------------------------------------------------- command line
 
 
-def shell(*words):
-    return CliRunner().invoke(command.app, [str(word) for word in words])
-
-
-def test_the_verbs_from_the_shell(run, mrnet, tmp_path, monkeypatch):
+def test_the_verbs_from_the_shell(shell, run, mrnet, tmp_path, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "tiny", SHORT)
     out = tmp_path / "run"
     words = ("train", "knee", "--data", mrnet, "--size", "tiny", "--out", out)
-    done = shell(*words, "--fold", 1, "--workers", 0, "--quiet")
+    done = shell("medimg_utils", *words, "--fold", 1, "--workers", 0, "--quiet")
     assert done.exit_code == 0, done.output
     assert "sagittal: best epoch 1 of 1" in done.output
     assert json.loads((out / "best.json").read_text())["fold"] == 1
@@ -517,7 +513,7 @@ def test_the_verbs_from_the_shell(run, mrnet, tmp_path, monkeypatch):
     metrics = tmp_path / "metrics.json"
     truth = mrnet.parent / "simulation-truth.json"
     words = ("evaluate", "knee", "--data", mrnet, "--run", run, "--out", metrics)
-    done = shell(*words, "--truth", truth, "--quiet")
+    done = shell("medimg_utils", *words, "--truth", truth, "--quiet")
     assert done.exit_code == 0, done.output
     assert "24 exams of valid" in done.output
     assert "combined AUC" in done.output
@@ -525,6 +521,6 @@ def test_the_verbs_from_the_shell(run, mrnet, tmp_path, monkeypatch):
     assert json.loads(metrics.read_text())["use_case"] == "knee"
 
     words = ("predict", "knee", "--run", run, "--data", mrnet, "--split", "valid")
-    done = shell(*words, "--out", tmp_path / "p", "--quiet")
+    done = shell("medimg_utils", *words, "--out", tmp_path / "p", "--quiet")
     assert done.exit_code == 0, done.output
     assert done.output.count("acl 0.") == 24

@@ -1,16 +1,13 @@
 """A simulated release: same seed, same bytes, the release's layout, labels that agree."""
 
 import json
-import runpy
 import shutil
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from releases import fingerprint
-from typer.testing import CliRunner
 
 from medimg_utils.errors import InputError
 from medimg_utils.knee import simulate
@@ -28,7 +25,6 @@ from medimg_utils.knee.simulate import (
 )
 from medimg_utils.settings import get_settings
 
-SCRIPTS = Path(simulate.__file__).parents[2] / "data_scripts"
 HERE = {"data_dir": get_settings().data, "progress": False}
 SMALL = Simulation(
     2,
@@ -294,12 +290,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
 # --- command line ---------------------------------------------------------------------
 
 
-def shell(script, *words):
-    app = runpy.run_path(str(SCRIPTS / f"{script}.py"))["app"]
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def test_simulate_from_the_shell(tmp_path, monkeypatch):
+def test_simulate_from_the_shell(shell, tmp_path, monkeypatch):
     plans = []
 
     def remember(out, plan, **options):

@@ -9,9 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner
 
-from medimg_utils import __main__ as command
 from medimg_utils import results
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe
@@ -333,18 +331,16 @@ def test_a_folder_without_run_says_what_to_do(tmp_path):
 # ---------------------------------------------------------------------------- command line
 
 
-def shell(*words):
-    return CliRunner().invoke(command.app, [str(word) for word in words])
-
-
-def test_the_verbs_from_the_shell(run, release, tmp_path, monkeypatch):
+def test_the_verbs_from_the_shell(shell, run, release, tmp_path, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "tiny", replace(TOY, epochs=1))
     out = tmp_path / "run"
     words = ("train", "pneumothorax", "--data", release, "--size", "tiny", "--out", out)
-    done = shell(*words, "--fold", 1, "--workers", 0, "--quiet")
+    done = shell("medimg_utils", *words, "--fold", 1, "--workers", 0, "--quiet")
     assert done.exit_code == 0, done.output
     assert json.loads((out / "best.json").read_text())["fold"] == 1
-    again = shell(*words, "--fold", 1, "--workers", 0, "--quiet", "--resume")
+    again = shell(
+        "medimg_utils", *words, "--fold", 1, "--workers", 0, "--quiet", "--resume"
+    )
     assert again.exit_code == 0, again.output
 
     metrics = tmp_path / "metrics.json"
@@ -358,13 +354,14 @@ def test_the_verbs_from_the_shell(run, release, tmp_path, monkeypatch):
         "--out",
         metrics,
     )
-    done = shell(*words, "--quiet")
+    done = shell("medimg_utils", *words, "--quiet")
     assert done.exit_code == 0, done.output
     assert "AUC" in done.output
     assert json.loads(metrics.read_text())["use_case"] == "pneumothorax"
 
     files = sorted(release.rglob("*.dcm"))[:2]
     done = shell(
+        "medimg_utils",
         "predict",
         "pneumothorax",
         "--run",
@@ -380,7 +377,7 @@ def test_the_verbs_from_the_shell(run, release, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
 def test_a_place_that_takes_no_results_stops_before_the_work(
-    run, release, tmp_path, monkeypatch, verb
+    shell, run, release, tmp_path, monkeypatch, verb
 ):
     for work in ("read_release", "load_run"):  # what comes first in each of the verbs
         monkeypatch.setattr(experiment, work, lambda *_: pytest.fail("has begun"))
@@ -392,15 +389,15 @@ def test_a_place_that_takes_no_results_stops_before_the_work(
         "predict": (next(release.rglob("*.dcm")), "--run", run),
     }
     words = (verb, "pneumothorax", *given[verb], "--out", taken / "out")
-    done = shell(*words)
+    done = shell("medimg_utils", *words)
     assert (done.exit_code, done.output.count("\n")) == (1, 1)
     said = "is a file" if verb == "evaluate" else "cannot take results ("
     assert said in done.output
 
 
-def test_errors_are_one_line_without_traceback(tmp_path):
-    words = ["train", "pneumothorax", "--data", str(tmp_path), "--out", "x"]
-    done = CliRunner().invoke(command.app, words)
+def test_errors_are_one_line_without_traceback(shell, tmp_path):
+    words = ("train", "pneumothorax", "--data", tmp_path, "--out", "x")
+    done = shell("medimg_utils", *words)
     assert done.exit_code == 1
     assert done.output.startswith("error: ")
     assert "no csv table" in done.output
