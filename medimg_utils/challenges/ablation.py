@@ -11,7 +11,6 @@ scores can tell.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,12 +30,12 @@ from medimg_utils.brain.dataset import load, prepare_scan, read_brats
 from medimg_utils.brain.preprocess import Prepared, augment
 from medimg_utils.brain.simulate import ensure_release
 from medimg_utils.errors import InputError
-from medimg_utils.io import write_json_atomic
+from medimg_utils.io import to_json, write_json_atomic
 from medimg_utils.metrics import dice
 from medimg_utils.pneumothorax.models import UNet
 from medimg_utils.release import describe_release
 from medimg_utils.settings import find_device
-from medimg_utils.training import fingerprint, fit, stable_seed
+from medimg_utils.training import fingerprint, fit, read_log, stable_seed
 
 NAME = "challenges-ablation"
 WIDTHS = (16, 32, 64, 96)  # channels of the levels, from the top
@@ -536,8 +535,21 @@ def _fit(
     settings: Mapping[str, Any],
     progress: bool,
 ) -> None:
-    """One epoch of `steps` batches of random draws."""
+    """One epoch of `steps` batches of random draws; another run in `out` makes room."""
     batch = chosen.batch * design.shrink**2
+    told = out / "settings.json"
+    wanted = to_json(
+        {
+            **settings,
+            "experiment": asdict(replace(chosen, seeds=1)),
+            "patients": fingerprint(
+                array for one in patients for array in (one.images, one.core)
+            ),
+        }
+    )
+    if told.is_file() and json.loads(told.read_text(encoding="utf-8")) != wanted:
+        for file in out.iterdir():
+            file.unlink()
     fit(
         network,
         Draws(patients, design, chosen.steps * batch, seed),
@@ -545,13 +557,7 @@ def _fit(
         validate=lambda model: {"done": 1.0},  # no epoch is chosen: the last one counts
         best_by="done",
         out=out,
-        settings={
-            **settings,
-            "experiment": asdict(replace(chosen, seeds=1)),
-            "patients": fingerprint(
-                array for one in patients for array in (one.images, one.core)
-            ),
-        },
+        settings=wanted,
         epochs=1,
         batch_size=batch,
         learning_rate=chosen.learning_rate,
@@ -689,20 +695,16 @@ def _once(
         stored = json.loads(note.read_text(encoding="utf-8"))
         if stored["settings"] == settings:
             return stored
-    for file in place.glob("*"):  # of other settings
-        file.unlink()
     start = None
     if design.pretrained:
         start = pretrain(
             chance.weights, cohorts, chosen, runs / f"pre-{chance.weights}"
         )
-    started = time.perf_counter()
     network = train_network(design, chance, cohorts, chosen, place, start=start)
-    seconds = time.perf_counter() - started
     _, rest = divide(cohorts.pool, chosen.training, chance.patients)
     answer = {
         "settings": settings,
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(row["seconds"] for row in read_log(place)), 1),
         "validation": _mean(scores_of(network, rest).tolist(), 4),
         "scores": pack(scores_of(network, cohorts.test)),
     }

@@ -272,6 +272,34 @@ def test_a_run_is_stored_and_not_repeated(
         run(steps=4)  # other networks
 
 
+def test_other_data_are_measured_anew(
+    cohorts, experiment, tmp_path: Path, monkeypatch
+) -> None:
+    data = {"simulation": "first"}
+    monkeypatch.setattr(ablation, "ensure_release", lambda size, **_: tmp_path)
+    monkeypatch.setattr(ablation, "describe_release", lambda release: dict(data))
+    monkeypatch.setattr(ablation, "read_cohorts", lambda *a, **k: cohorts)
+
+    def run():
+        ablation.run_ablation(
+            tmp_path / "runs", "lab", experiment=replace(experiment, steps=3, seeds=1),
+            designs={"pre": Design(pretrained=True)}, folder=tmp_path, progress=False,
+        )  # fmt: skip
+        files = (tmp_path / "runs").rglob("last.safetensors")
+        return {file.parent.name: file.read_bytes() for file in files}
+
+    first = run()
+    assert first.keys() == {"pre-0", "pre-0-0-0"}
+    data["simulation"] = "second"
+    assert run() == first  # another name for the same patients
+    darker = [replace(one, images=one.images / 2) for one in cohorts.archive]
+    cohorts = cohorts._replace(archive=darker)
+    data["simulation"] = "third"
+    third = run()
+    assert third.keys() == first.keys()
+    assert third["pre-0"] != first["pre-0"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
