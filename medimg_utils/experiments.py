@@ -185,6 +185,7 @@ def answer_each(
     what: str,
     kind: type[InputError],
     progress: bool,
+    others: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Predict each of many, write what was found, and go on where one cannot be used.
 
@@ -194,11 +195,12 @@ def answer_each(
             `InputError` or an `OSError`; the others are predicted all the same.
         write: writes the pictures of one into `out` and returns what NAME.json holds,
             which is written last.
-        out: the folder; earlier answers in it are to be forgotten before.
+        out: the folder; earlier answers in it are forgotten first.
         name: NAME of one.
         what: the items are, in the error's words, e.g. `files`.
         kind: of error.
         progress: show a bar.
+        others: NAMEs whose earlier answers are forgotten, too.
 
     Returns:
         What the JSON files hold, in the order of `items`.
@@ -206,6 +208,7 @@ def answer_each(
     Raises:
         kind: some cannot be used; the others have been written.
     """
+    forget_answers(out, (*map(name, items), *others))
     answers, failures = [], []
     for item in tqdm(items, "predict", disable=not progress, leave=False):
         try:

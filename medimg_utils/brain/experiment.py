@@ -70,7 +70,6 @@ from medimg_utils.experiments import (
     choose,
     facts_file,
     facts_of_run,
-    forget_answers,
     open_facts,
     protocol,
     provenance,
@@ -420,7 +419,7 @@ def train(
             **options
             | {"validate": lambda model: validate_segment(model, unseen_close)},
         )
-        segment.load_state_dict(load_tensors(out / REHEARSE / BEST)[0])
+        segment.load_state_dict(load_weights(out / REHEARSE / BEST))
     logs["segment"] = fit(
         segment,
         patches,
@@ -429,7 +428,7 @@ def train(
         learning_rate=chosen.segment_rate,
         **options,
     )
-    segment.load_state_dict(load_tensors(out / "segment" / BEST)[0])
+    segment.load_state_dict(load_weights(out / "segment" / BEST))
     one_pass = _fixed(segment, patches, chosen.statistics_patches)
     logs["one-pass"] = fit(
         one_pass,
@@ -1134,7 +1133,6 @@ def predict(
     )
     loaded = load_run(run)
     segmenter = Segmenter(loaded.networks, mode or loaded.mode)
-    forget_answers(out, (case.case_id for case in cases))
 
     def write(case: Case, prediction: Prediction) -> dict[str, Any]:
         scan = prediction.scan

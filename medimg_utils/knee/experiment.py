@@ -42,7 +42,6 @@ from medimg_utils.experiments import (
     choose,
     facts_file,
     facts_of_run,
-    forget_answers,
     open_facts,
     provenance,
     setting,
@@ -1127,7 +1126,6 @@ def predict(
         "thresholds": loaded.thresholds,
         "trained_on": loaded.facts["data"],
     }
-    forget_answers(out, listed_exams(data, split))
 
     def write(exam: Exam, prediction: Prediction) -> dict[str, Any]:
         maps: dict[str, dict[str, str]] = {}
@@ -1161,6 +1159,7 @@ def predict(
         what="exams",
         kind=VolumeError,
         progress=progress,
+        others=listed_exams(data, split),
     )
 
 

@@ -25,7 +25,6 @@ from medimg_utils.experiments import (
     choose,
     facts_file,
     facts_of_run,
-    forget_answers,
     open_facts,
     protocol,
     provenance,
@@ -746,7 +745,6 @@ def predict(
         "thresholds": loaded.thresholds,
         "trained_on": loaded.facts["data"],
     }
-    forget_answers(out, (path.stem for path in inputs))
 
     def write(path: Path, prediction: Prediction) -> dict[str, Any]:
         deep = np.round(prediction.probability * 65535).astype(np.uint16)

@@ -45,8 +45,9 @@ async function render({ model, el }) {
       paintMasks(rgba, width, height, shownTruth, shownPrediction, opacity);
     });
     if (truth && predicted) {
-      const note = count(truth) + count(predicted) ? "" : ", as both masks are empty";
-      overlap.textContent = `Dice: ${dice(truth, predicted).toFixed(3)}${note}`;
+      const value = dice(truth, predicted);
+      const note = value === 1 && !count(truth) ? ", as both masks are empty" : "";
+      overlap.textContent = `Dice: ${value.toFixed(3)}${note}`;
     }
   }
 
