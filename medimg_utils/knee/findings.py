@@ -315,9 +315,12 @@ def paint(
 def _fill_with_fluid(
     canvas: Canvas, effusion: Finding | None, generator: np.random.Generator
 ) -> None:
-    """Fluid up to a level in each space of the joint; every knee has some."""
-    healthy = generator.uniform(0.04, 0.22)
-    level = 0.0 if effusion is None else 0.36 + 0.62 * effusion.grade
+    """Fluid up to a level in each space of the joint; every knee has some.
+
+    A small effusion is no more than a healthy knee may hold, but more than this knee held.
+    """
+    healthy = 0.03 + 0.37 * generator.beta(1.3, 3.2)
+    more = 0.0 if effusion is None else 0.10 + (0.86 - healthy) * effusion.grade
     # fluid does not spread evenly: most of it lies above and beside the patella
     share = dict(zip(SPACES, (1.0, 0.85, 0.7, 0.75, 0.8), strict=True))
     film = dict(zip(SPACES, (1.0, 0.5, 1.0, 1.0, 1.0), strict=True))
@@ -327,13 +330,12 @@ def _fill_with_fluid(
     before = canvas.knee.codes.ravel()[where]
     after = before.copy()
     for space in SPACES:
-        normal = np.clip(healthy + generator.normal(0, 0.05), 0.02, 0.32)
+        normal = np.clip(healthy + generator.normal(0, 0.05), 0.02, 0.45)
         normal *= 255 * film[space]
-        high = 255 * level * share[space] * np.clip(generator.normal(1, 0.18), 0.5, 1.3)
+        rise = 255 * more * share[space] * np.clip(generator.normal(1, 0.18), 0.5, 1.3)
         inside = before == space
         after[inside & (fill <= normal)] = Code.FLUID
-        if effusion is not None and high > normal:
-            after[inside & (fill > normal) & (fill <= high)] = extra
+        after[inside & (fill > normal) & (fill <= normal + rise)] = extra
     canvas.codes.ravel()[where] = after
 
 
@@ -805,11 +807,12 @@ def _bruise(canvas: Canvas, finding: Finding, generator: np.random.Generator) ->
     """Where femur and tibia hit each other when the ligament tears: the lateral side."""
     g = finding.grade
     scale = canvas.knee.landmarks["scale"]
-    for point in ((22, 9, 15), (23, -17, -9)):
-        if generator.random() < 0.85:
-            centre = np.array(point) * scale + generator.normal(0, 2.5, 3)
-            radii = (6.0 + 7.0 * g) * generator.uniform(0.7, 1.3, 3)
-            _oedema(canvas, centre, radii, 0.35 + 0.45 * g, generator)
+    shown = generator.random(2) < 0.8
+    shown[generator.integers(2)] = True  # one of the two shows in any case
+    for point in np.array([(22, 9, 15), (23, -17, -9)])[shown]:
+        centre = point * scale + generator.normal(0, 2.5, 3)
+        radii = (6.0 + 7.0 * g) * generator.uniform(0.7, 1.3, 3)
+        _oedema(canvas, centre, radii, 0.35 + 0.45 * g, generator)
 
 
 def _subchondral_cyst(

@@ -36,6 +36,9 @@ SLICES = {
 _LEVELS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 #: Thin slices that one slice is the mean of.
 _THIN = 5
+#: Width of each of the two flanks of a slice's profile, relative to its nominal thickness:
+#: a pulse of finite length excites no box.  Our choice.
+_FLANK = 0.5
 #: Lattice per slice on which the deformation is evaluated.
 _LATTICE = 17
 
@@ -112,6 +115,9 @@ def random_patient(
     ]
     low = torch.tensor(GRID.low)
     high = low + (torch.tensor(GRID.shape) - 1) * GRID.spacing
+    knot = float(
+        generator.uniform(18, 40)
+    )  # from the size of a meniscus to that of a bone
     deformation = random_deformation(
         low,
         high,
@@ -121,8 +127,8 @@ def random_patient(
             float(generator.normal(0, 2)),
             float(generator.normal(0, 3)),
         ),
-        bend_mm=float(generator.uniform(1.0, 3.2)),
-        knot_mm=35.0,
+        bend_mm=knot * float(generator.uniform(0.03, 0.09)),
+        knot_mm=knot,
         generator=_torch_generator(generator),
     )
     return Patient(
@@ -260,6 +266,31 @@ def _points(frame: _Frame, lattice: int, offsets: Tensor, shifts: Tensor) -> Ten
     return frame.middle + place[:, :, None, None] + plane
 
 
+def slice_profile(thin: int, flank: float = _FLANK) -> tuple[Tensor, Tensor]:
+    """Thin slices that excite alike, of a profile with linear flanks.
+
+    The profile is 1 in the middle, falls to 0 over ``flank`` and is one half at the edges of
+    the nominal slice.  Where it is low, a thin slice is wide.
+
+    Args:
+        thin: number of thin slices.
+        flank: width of a flank in nominal thicknesses, 0 (a box) to 1 (a triangle).
+
+    Returns:
+        Middles and widths ``(thin,)`` in nominal thicknesses.
+
+    >>> middles, widths = slice_profile(4, flank=0.0)
+    >>> middles.tolist(), widths.tolist()
+    ([-0.375, -0.125, 0.125, 0.375], [0.25, 0.25, 0.25, 0.25])
+    """
+    share = torch.linspace(0, 1, thin + 1)  # of the area, at the borders
+    from_end = torch.minimum(share, 1 - share)
+    steep = (1 + flank) / 2 - (2 * flank * from_end).sqrt()
+    place = torch.where(from_end < flank / 2, steep, 0.5 - from_end)
+    border = torch.where(share < 0.5, -place, place)
+    return (border[1:] + border[:-1]) / 2, border.diff()
+
+
 def _dither() -> Tensor:
     """Offsets ``(J, 1, H, W)`` in thin slices, -0.5 to 0.5, other in each pixel.
 
@@ -366,8 +397,7 @@ def _sample(
 ) -> tuple[Tensor, dict[int, NDArray[np.bool_]]]:
     """Channels ``(C, S, H, W)`` and lesion masks, averaged over thin slices."""
     pixel = frame.view / SIZE
-    offsets = (torch.arange(_THIN) + 0.5) / _THIN - 0.5
-    offsets = offsets * frame.thickness
+    offsets, widths = (part * frame.thickness for part in slice_profile(_THIN))
     # thin slices stand a fraction of a pixel apart, which softens the edges of voxels
     turn = 2 * math.pi * (torch.arange(_THIN) / _THIN + generator.random())
     shifts = 0.3 * pixel * torch.stack([turn.cos(), turn.sin()], dim=1)
@@ -375,7 +405,8 @@ def _sample(
     lattice = (lattice - torch.tensor(GRID.low)) / GRID.spacing
     lattice = lattice.movedim(-1, 2)  # (S, J, 3, lattice, lattice)
     basis = _basis(SIZE, _LATTICE)
-    dither = _dither()
+    # in millimetres along the slice axis
+    dither = _dither() * widths[:, None, None, None]
     codes = torch.from_numpy(canvas.codes).flatten()
     shape = GRID.shape
     weights = torch.from_numpy(
@@ -394,7 +425,7 @@ def _sample(
     }
     for s in range(count):
         place = basis @ lattice[s] @ basis.T  # (J, 3, H, W)
-        step = (place[-1] - place[0]) / (_THIN - 1)
+        step = (place[-1] - place[0]) / (offsets[-1] - offsets[0])
         index = place.addcmul_(dither, step).round_().int()
         ix = index[:, 0].clamp_(0, shape[0] - 1)
         iy = index[:, 1].clamp_(0, shape[1] - 1)

@@ -250,13 +250,39 @@ def fluid(canvas):
     return int((share(canvas, _FLUID) > 0.8).sum()) * GRID.spacing**3 / 1000  # ml
 
 
-def test_every_knee_has_some_fluid_and_an_effusion_has_more(knee):
-    normal = [fluid(painted(knee, seed=seed)) for seed in range(5)]
-    small = fluid(painted(knee, Finding("abnormal", "effusion", 0.1)))
-    large = fluid(painted(knee, Finding("abnormal", "effusion", 1.0)))
+def test_every_knee_has_some_fluid_and_an_effusion_adds_to_it(knee):
+    seeds = range(12)
+    normal, small, large = (
+        [
+            fluid(
+                painted(
+                    knee, *([Finding("abnormal", "effusion", g)] if g else []), seed=k
+                )
+            )
+            for k in seeds
+        ]
+        for g in (None, 0.1, 1.0)
+    )
     assert min(normal) > 0.2
-    assert max(normal) < small < large
-    assert 20 < large < 120
+    for before, some, much in zip(normal, small, large, strict=True):
+        assert 1.1 * before < some < much
+        assert 20 < much < 120
+    # much fluid of a healthy knee is more than a small effusion of another
+    assert max(normal) > min(small)
+
+
+def test_a_bruise_shows_in_one_bone_at_least(knee):
+    places = set()
+    for seed in range(30):
+        canvas = painted(knee, Finding("abnormal", "bruise", 0.1), seed=seed)
+        codes = [c for c, material in canvas.materials.items() if material.shows]
+        where = np.isin(canvas.codes, codes)
+        bones = [
+            bool(where[knee.codes == bone].any()) for bone in (Code.FEMUR, Code.TIBIA)
+        ]
+        assert any(bones)
+        places.add(tuple(bones))
+    assert len(places) > 1
 
 
 def test_bone_and_cartilage_findings_stay_in_their_tissue(knee):
