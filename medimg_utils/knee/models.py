@@ -113,13 +113,9 @@ class MRNet(nn.Module):
             exams: (S, 1, H, W) each; some dozens are enough.
             gain: the spread; more makes the linear layer learn faster than the features.
         """
-        pooled = [
-            self.feature_maps(exam).mean((2, 3), dtype=torch.float32).amax(dim=0)
-            for exam in exams
-        ]
-        stacked = torch.stack(pooled)
-        deviation = stacked.std(dim=0, correction=0)
-        self.mean.copy_(stacked.mean(dim=0))
+        pooled = self.pooled(exams)
+        deviation = pooled.std(dim=0, correction=0)
+        self.mean.copy_(pooled.mean(dim=0))
         # Channels that hardly vary are noise: they are not blown up.
         self.spread.copy_((deviation + 0.01 * deviation.max()) / gain)
         nn.init.zeros_(self.classifier.weight)
@@ -141,11 +137,7 @@ class MRNet(nn.Module):
                 alike stays at 0.
             strength: of the fit, the inverse of its quadratic penalty.
         """
-        pooled = [
-            self.feature_maps(exam).mean((2, 3), dtype=torch.float32).amax(dim=0)
-            for exam in exams
-        ]
-        scaled = ((torch.stack(pooled) - self.mean) / self.spread).cpu().numpy()
+        scaled = ((self.pooled(exams) - self.mean) / self.spread).cpu().numpy()
         for k, column in enumerate(labels.T):
             if len(column.unique()) < 2:
                 continue
@@ -154,6 +146,17 @@ class MRNet(nn.Module):
             ).fit(scaled, column.numpy())
             self.classifier.weight[k] = torch.from_numpy(model.coef_[0])
             self.classifier.bias[k] = float(model.intercept_[0])
+
+    def pooled(self, exams: Iterable[Tensor]) -> Tensor:
+        """Exams of (S, 1, H, W) on any device → (N, C): the largest mean of a slice."""
+        return torch.stack(
+            [
+                self.feature_maps(exam.to(self.mean.device))
+                .mean((2, 3), dtype=torch.float32)
+                .amax(dim=0)
+                for exam in exams
+            ]
+        )
 
     def feature_maps(self, slices: Tensor) -> Tensor:
         """(S, 1, H, W) grey levels 0 to 255 → (S, C, h, w); grey is repeated to RGB."""

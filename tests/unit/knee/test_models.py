@@ -155,6 +155,12 @@ def test_a_probe_fits_the_linear_layer_and_nothing_else():
     assert not logits[:, 1].any()
 
 
+def test_exams_follow_the_network_to_its_device():
+    """After the rehearsal the network is on the GPU, and exams come from the disk."""
+    network = MRNet(*small(), outputs=2).to("meta")
+    assert network.pooled([exam(3, 0), exam(4, 1)]).device.type == "meta"
+
+
 def test_scaled_features_have_zero_mean_and_the_wanted_spread():
     torch.manual_seed(0)
     network = MRNet(*small(), outputs=2)
