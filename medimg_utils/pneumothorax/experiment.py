@@ -162,6 +162,9 @@ class Experiment:
         False,
         why="at prediction, the mean of the logits of a film and its mirror image",
     )
+    zooms: tuple[float, ...] = setting(
+        (1.0,), why="at prediction, the mean of the logits of a film at these sizes"
+    )
     specificity: float = setting(0.9, why="at which the score threshold is set")
 
 
@@ -181,7 +184,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         positive_weight=10.0,
         curriculum=0.34,
         matched=0.75,
-        mirror=True,  # orders the validation patients of two folds better
+        # both put the validation patients into a better order
+        mirror=True,
+        zooms=(1.0, 1.2),
     ),
     "tiny": Experiment(
         size="tiny",
@@ -208,7 +213,8 @@ def get_experiment(size: str, *, epochs: int | None = None) -> Experiment:
 
 def from_json(values: dict[str, Any]) -> Experiment:
     """The experiment that `dataclasses.asdict` and JSON made of one."""
-    return Experiment(**{**values, "channels": tuple(values["channels"])})
+    several = ("channels", "zooms")
+    return Experiment(**values | {k: tuple(values[k]) for k in several if k in values})
 
 
 # -------------------------------------------------------------------------------- split
@@ -442,6 +448,18 @@ def quick_validation(
     return {"val_auc": area, "val_dice": overlap, "val_selection": selection}
 
 
+def ask(network: nn.Module, image: Tensor, experiment: Experiment) -> Tensor:
+    """Probability (S, S) of each pixel of a square image (1, S, S), as a run predicts."""
+    return tiled_probability(
+        network,
+        image,
+        crop=experiment.crop,
+        positions=experiment.positions,
+        mirror=experiment.mirror,
+        zooms=experiment.zooms,
+    )
+
+
 def choose_thresholds(
     network: nn.Module,
     data: Radiographs,
@@ -463,13 +481,7 @@ def choose_thresholds(
     for index in tqdm(
         range(len(data)), "thresholds", disable=not progress, leave=False
     ):
-        probability = tiled_probability(
-            network,
-            data.image(index),
-            crop=experiment.crop,
-            positions=experiment.positions,
-            mirror=experiment.mirror,
-        )
+        probability = ask(network, data.image(index), experiment)
         scores.append(image_score(probability))
         mask = data.mask(index)[0] >= 0.5
         if mask.any():
@@ -568,13 +580,8 @@ def predict_image(run: Run, path: str | os.PathLike[str]) -> Prediction:
         square, geometry = prepare(image.pixels, run.experiment.resize)
     except ContrastError as error:
         raise ImageError(f"{path}: {error}") from error
-    probability = tiled_probability(
-        run.network,
-        torch.from_numpy(square / np.float32(255))[None],
-        crop=run.experiment.crop,
-        positions=run.experiment.positions,
-        mirror=run.experiment.mirror,
-    )
+    ready = torch.from_numpy(square / np.float32(255))[None]
+    probability = ask(run.network, ready, run.experiment)
     restored = geometry.restore(probability).clamp(0, 1).numpy()
     mask = restored >= run.thresholds["mask"]
     return Prediction(image, restored, image_score(probability), mask)

@@ -111,10 +111,11 @@ def _evaluate_once(
     file: Path, release: Path, network: str | Path, progress: bool
 ) -> dict[str, Any]:
     """Evaluate, unless the answer for this network and these data is stored already."""
-    weights = pretrained.find(NAME) if network == "lab" else Path(network) / BEST
+    (weights,), about, _ = pretrained.find_run("pneumothorax", network)
     of = {
         "simulation": describe_release(release)["simulation"],
         "network": digest_of(weights),
+        "choices": digest_of(about),
     }
     truth = release / "simulation-truth.csv"
     return once(
@@ -123,7 +124,10 @@ def _evaluate_once(
 
 
 def _headline(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: values[key] for key in ("n", "auc", "dice", "pointing_game")}
+    """What is kept of a fold, and how its network was asked."""
+    how = {key: values["experiment"][key] for key in ("mirror", "zooms")}
+    measured = ("n", "auc", "dice", "pointing_game")
+    return {**{key: values[key] for key in measured}, **how}
 
 
 def _with_truth(

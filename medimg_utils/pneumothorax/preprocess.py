@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -321,6 +321,7 @@ def tiled_probability(
     crop: int = 448,
     positions: int = 2,
     mirror: bool = False,
+    zooms: Sequence[float] = (1.0,),
 ) -> Tensor:
     """Mean probability over overlapping crops that together cover the whole square.
 
@@ -330,6 +331,8 @@ def tiled_probability(
         crop: side of the crops, at most S.
         positions: places along each axis; 2 are the four corners.
         mirror: take the mean of the logits of each crop and of its mirror image.
+        zooms: factors by which the square is enlarged before it is cropped; the mean of
+            the logits of all of them counts.
 
     Returns:
         (S, S) float32 in [0, 1] on the CPU.
@@ -340,6 +343,28 @@ def tiled_probability(
     >>> tiled_probability(nn.Conv2d(1, 1, 1), torch.rand(1, 480, 480)).shape
     torch.Size([480, 480])
     """
+    size = image.shape[-1]
+    maps = []
+    for zoom in zooms:
+        side = round(zoom * size)
+        larger = image if side == size else _resized(image, side)
+        found = _tiled(network, larger, crop, positions, mirror)
+        maps.append(found if side == size else _resized(found[None], size)[0])
+    if len(maps) == 1:
+        return maps[0]
+    return torch.stack(maps).logit(eps=1e-5).mean(dim=0).sigmoid()
+
+
+def _resized(image: Tensor, side: int) -> Tensor:
+    return F.interpolate(
+        image[None], size=(side, side), mode="bilinear", antialias=True
+    )[0]
+
+
+def _tiled(
+    network: nn.Module, image: Tensor, crop: int, positions: int, mirror: bool
+) -> Tensor:
+    """See `tiled_probability`; one zoom."""
     size = image.shape[-1]
     if not 0 < crop <= size or (size - crop) > crop * (positions - 1):
         raise InputError(

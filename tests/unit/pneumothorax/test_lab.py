@@ -137,6 +137,27 @@ def test_an_answer_about_older_data_is_measured_anew(lab_run):
     assert first["tests"]["held-out-fold"] == second["tests"]["held-out-fold"]
 
 
+def test_a_network_that_is_asked_otherwise_is_measured_anew(lab_run):
+    root, run = lab_run
+    first, _ = run()
+    facts = root / "runs" / f"{lab.NAME}-fold0" / "best.json"
+    before = facts.read_text()
+    changed = json.loads(before)
+    changed["experiment"]["zooms"] = [1.0, 1.5]
+    facts.write_text(json.dumps(changed))
+    second, done = run()
+    assert done == {"evaluate": len(TESTS)}
+    scores = [
+        [case["score"] for case in result["tests"]["held-out-fold"]["cases"]]
+        for result in (first, second)
+    ]
+    assert scores[0] != scores[1]
+    assert first["folds"]["0"]["zooms"] == [1.0]
+    assert second["folds"]["0"]["zooms"] == [1.0, 1.5]
+    facts.write_text(before)
+    run()
+
+
 def test_an_answer_of_another_network_is_measured_anew(lab_run, monkeypatch):
     root, run = lab_run
     run()

@@ -267,6 +267,30 @@ def test_mirror_images_share_the_mean_of_their_logits():
     torch.testing.assert_close(found, (to_network(image)[0] + 0.5).sigmoid())
 
 
+def test_a_film_seen_nearer_is_put_back_into_its_place():
+    """A smooth picture enlarged and shrunk again is the same picture."""
+    line = torch.linspace(0, 1, 96)
+    image = (0.7 * line[:, None] + 0.3 * line)[None]
+    usual = tiled_probability(Identity(), image, crop=80)
+    near = tiled_probability(Identity(), image, crop=80, zooms=(1.25,))
+    assert near.shape == usual.shape
+    torch.testing.assert_close(near, usual, atol=0.02, rtol=0)
+
+
+def test_zooms_share_the_mean_of_their_logits():
+    class Nearness(nn.Module):
+        """Says 3 of an enlarged picture, whose steps from pixel to pixel are small."""
+
+        def forward(self, x):
+            step = x.diff(dim=-1).abs().amax()
+            return torch.full_like(x, 3.0 if step < 1.1 * usual else 1.0)
+
+    image = torch.linspace(0, 1, 60).expand(1, 60, 60)
+    usual = float(to_network(image).diff(dim=-1).abs().amax()) / 1.5
+    found = tiled_probability(Nearness(), image, crop=60, zooms=(1.0, 1.5))
+    torch.testing.assert_close(found, torch.full((60, 60), 2.0).sigmoid())
+
+
 def test_gaps_between_crops_are_refused():
     with pytest.raises(InputError, match="do not cover"):
         tiled_probability(Identity(), torch.rand(1, 100, 100), crop=40, positions=2)
