@@ -207,8 +207,8 @@ class Experiment:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "paper": Experiment(),
-    # One core takes about 20 s for a pass of the rehearsal over 400 exams, and 30 s for
-    # one of MRNet: three series in half an hour.
+    # One core takes about 50 s for a pass of the rehearsal over 1000 exams, and 75 s for
+    # one of MRNet: three series in an hour and a half.
     "lab": Experiment(
         size="lab",
         crop=160,

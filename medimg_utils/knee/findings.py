@@ -2,7 +2,7 @@
 
 A finding has a diagnosis of MRNet (ACL tear, meniscal tear, other abnormality), a kind
 and a grade.  Normal knees get what only looks like a finding: a mucoid ligament, signal
-within a meniscus that does not reach its surface, red marrow, a little fluid.
+within a meniscus that does not reach its surface, red marrow, more or less fluid.
 
 :class:`Canvas` is a knee that findings are painted on.  Each voxel has a code, each code
 a material: a mixture of tissues, its texture, and the diagnoses that it shows.
@@ -317,7 +317,9 @@ def _fill_with_fluid(
 ) -> None:
     """Fluid up to a level in each space of the joint; every knee has some.
 
-    A small effusion is no more than a healthy knee may hold, but more than this knee held.
+    A small effusion is more than this knee held before, and may be no more than another
+    healthy knee holds: there readers disagree, too.  Only the gutters, where a healthy
+    knee has a mere film, give nearly every effusion away.
     """
     healthy = 0.03 + 0.37 * generator.beta(1.3, 3.2)
     more = 0.0 if effusion is None else 0.10 + (0.86 - healthy) * effusion.grade

@@ -115,9 +115,8 @@ def random_patient(
     ]
     low = torch.tensor(GRID.low)
     high = low + (torch.tensor(GRID.shape) - 1) * GRID.spacing
-    knot = float(
-        generator.uniform(18, 40)
-    )  # from the size of a meniscus to that of a bone
+    # from the size of a meniscus to that of a bone
+    knot = float(generator.uniform(18, 40))
     deformation = random_deformation(
         low,
         high,
@@ -266,11 +265,14 @@ def _points(frame: _Frame, lattice: int, offsets: Tensor, shifts: Tensor) -> Ten
     return frame.middle + place[:, :, None, None] + plane
 
 
-def slice_profile(thin: int, flank: float = _FLANK) -> tuple[Tensor, Tensor]:
-    """Thin slices that excite alike, of a profile with linear flanks.
+def thin_slices(thin: int, flank: float = _FLANK) -> tuple[Tensor, Tensor]:
+    """Thin slices of equal signal that together follow a profile with linear flanks.
 
     The profile is 1 in the middle, falls to 0 over ``flank`` and is one half at the edges of
-    the nominal slice.  Where it is low, a thin slice is wide.
+    the nominal slice.  Where it is low, a thin slice is wide, so a few of them make a
+    staircase of it: five, with flanks of a half, have heights 0.45, 0.99, 1, 0.99 and 0.45.
+    Neighbours overlap in their flanks; that one slice takes signal from the next is not
+    simulated.  :func:`medimg_utils.physics.mr.slice_profile` has Gaussian flanks.
 
     Args:
         thin: number of thin slices.
@@ -279,7 +281,7 @@ def slice_profile(thin: int, flank: float = _FLANK) -> tuple[Tensor, Tensor]:
     Returns:
         Middles and widths ``(thin,)`` in nominal thicknesses.
 
-    >>> middles, widths = slice_profile(4, flank=0.0)
+    >>> middles, widths = thin_slices(4, flank=0.0)
     >>> middles.tolist(), widths.tolist()
     ([-0.375, -0.125, 0.125, 0.375], [0.25, 0.25, 0.25, 0.25])
     """
@@ -397,7 +399,7 @@ def _sample(
 ) -> tuple[Tensor, dict[int, NDArray[np.bool_]]]:
     """Channels ``(C, S, H, W)`` and lesion masks, averaged over thin slices."""
     pixel = frame.view / SIZE
-    offsets, widths = (part * frame.thickness for part in slice_profile(_THIN))
+    offsets, widths = (part * frame.thickness for part in thin_slices(_THIN))
     # thin slices stand a fraction of a pixel apart, which softens the edges of voxels
     turn = 2 * math.pi * (torch.arange(_THIN) / _THIN + generator.random())
     shifts = 0.3 * pixel * torch.stack([turn.cos(), turn.sin()], dim=1)

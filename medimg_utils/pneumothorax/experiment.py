@@ -184,7 +184,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         positive_weight=10.0,
         curriculum=0.34,
         matched=0.75,
-        # both put the validation patients into a better order
+        # each puts the validation patients into a better order
         mirror=True,
         zooms=(1.0, 1.2),
     ),

@@ -17,7 +17,8 @@ paper does not tell is our choice and said here:
 4. **Augmentation** moves image and mask together and changes the rendering of the image
    alone, broadly, because scanners differ more than patients do.
 5. **Prediction** averages over overlapping crops, so each pixel of the square has a
-   value, and, where the experiment asks for it, over each crop and its mirror image.
+   value, and, where the experiment asks for it, over each crop and its mirror image and
+   over the square at several sizes.
 """
 
 from __future__ import annotations
@@ -366,7 +367,12 @@ def _tiled(
 ) -> Tensor:
     """See `tiled_probability`; one zoom."""
     size = image.shape[-1]
-    if not 0 < crop <= size or (size - crop) > crop * (positions - 1):
+    if crop > size:
+        raise InputError(
+            f"a square of {size} pixels a side is smaller than a crop of {crop}. Use "
+            "smaller crops or larger zooms."
+        )
+    if crop < 1 or (size - crop) > crop * (positions - 1):
         raise InputError(
             f"{positions} crops of {crop} pixels along an axis do not cover {size} "
             "pixels. Use more positions or larger crops."

@@ -101,6 +101,18 @@ def test_one_call_trains_measures_and_stores(toy, monkeypatch):
     write_plan(held, version=3)
     lab.run_lab(root / "runs", [0, 1], progress=False)
     assert asked == [held]
+
+    # so is one about networks that are used otherwise; the rehearsal counts as training
+    facts = root / "runs" / "knee-lab-fold0" / "best.json"
+    changed = json.loads(facts.read_text())
+    changed["thresholds"]["acl"] = 0.123
+    changed["parts"][0]["rehearsed"] = [{"hardware": "a GPU"}]
+    facts.write_text(json.dumps(changed))
+    asked.clear()
+    answer = lab.run_lab(root / "runs", [0, 1], progress=False)
+    assert asked == [mrnet, held]
+    assert answer["headline"]["hardware"].startswith("a GPU, then ")
+
     write_plan(mrnet, version=3)
     with pytest.raises(RunError, match="trained on the simulation"):
         lab.run_lab(root / "runs", [0, 1], progress=False)

@@ -38,8 +38,8 @@ def frame(plane, side, seed=0):
 
 
 @pytest.mark.parametrize("flank", [0.2, 0.5, 1.0])
-def test_thin_slices_fill_a_profile_with_linear_flanks(flank):
-    middles, widths = series.slice_profile(2000, flank)
+def test_many_thin_slices_fill_a_profile_with_linear_flanks(flank):
+    middles, widths = series.thin_slices(2000, flank)
     height = 1 / 2000 / widths  # each excites alike
     place = middles.abs()
     wanted = (((1 + flank) / 2 - place) / flank).clamp(max=1)
@@ -47,6 +47,16 @@ def test_thin_slices_fill_a_profile_with_linear_flanks(flank):
     # a box of 1 blurred by a box of the flank: variances add
     assert float((middles**2).mean()) == pytest.approx((1 + flank**2) / 12, rel=1e-3)
     assert float(widths.sum()) == pytest.approx(1 + flank)
+
+
+def test_the_few_thin_slices_in_use_reach_as_far_as_the_profile():
+    middles, widths = series.thin_slices(series._THIN, series._FLANK)
+    assert float(middles.mean()) == pytest.approx(0, abs=1e-6)
+    low, high = middles - widths / 2, middles + widths / 2
+    assert float(low[0]) == pytest.approx(-(1 + series._FLANK) / 2)
+    torch.testing.assert_close(low[1:], high[:-1])  # no gap, no overlap
+    height = (1 / series._THIN / widths).tolist()
+    assert height == pytest.approx([0.45, 0.99, 1, 0.99, 0.45], abs=0.01)
 
 
 # --- where slices lie -----------------------------------------------------------------
@@ -96,7 +106,10 @@ def test_dither_is_even():
 
 @pytest.fixture(scope="module")
 def grey():
-    """Median grey value of tissues in each plane, of the middle one of three patients."""
+    """Median grey value of tissues in each plane, in the middle one of three patients.
+
+    In one of ten so much fat escapes its suppression that marrow outshines muscle.
+    """
     knee = load_knee("knee1", "average")
     groups = {
         "fat": [Code.FAT],

@@ -99,9 +99,13 @@ def test_settings_fit_together(size):
     multiple = 2 ** (len(chosen.channels) - 1)
     assert chosen.size == size
     assert chosen.crop % multiple == chosen.resize % multiple == 0
-    assert chosen.resize - chosen.crop <= chosen.crop * (chosen.positions - 1)
+    for zoom in chosen.zooms:
+        side = round(zoom * chosen.resize)
+        assert 0 <= side - chosen.crop <= chosen.crop * (chosen.positions - 1)
     stored = json.loads(json.dumps({**chosen.__dict__}))
     assert from_json(stored) == chosen
+    del stored["zooms"]  # a run of before there were any was asked at one size
+    assert from_json(stored).zooms == (1.0,)
 
 
 def test_settings_cannot_be_changed_or_misnamed():

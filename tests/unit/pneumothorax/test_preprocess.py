@@ -292,7 +292,15 @@ def test_zooms_share_the_mean_of_their_logits():
 
 
 def test_gaps_between_crops_are_refused():
-    with pytest.raises(InputError, match="do not cover"):
-        tiled_probability(Identity(), torch.rand(1, 100, 100), crop=40, positions=2)
-    with pytest.raises(InputError, match="do not cover"):
-        tiled_probability(Identity(), torch.rand(1, 100, 100), crop=120)
+    image = torch.rand(1, 100, 100)
+    with pytest.raises(InputError, match="do not cover 100"):
+        tiled_probability(Identity(), image, crop=40, positions=2)
+    with pytest.raises(InputError, match="do not cover 400"):
+        tiled_probability(Identity(), image, crop=80, zooms=(4.0,))
+
+
+def test_squares_smaller_than_a_crop_are_refused():
+    image = torch.rand(1, 100, 100)
+    for crop, zooms in ((120, (1.0,)), (80, (1.0, 0.5))):
+        with pytest.raises(InputError, match="smaller than a crop"):
+            tiled_probability(Identity(), image, crop=crop, zooms=zooms)
