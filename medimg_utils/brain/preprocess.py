@@ -148,13 +148,13 @@ def resample(
         shape: of the result's last three axes.
         steps: of the result, in voxels of the input.
     """
-    out = np.asarray(volume, dtype=np.float32)
+    out = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))
     for axis, (size, step) in enumerate(zip(shape, steps, strict=True), start=-3):
         if step == 1 and size == out.shape[axis]:
             continue
-        weights = axis_weights(out.shape[axis], size, step)
-        out = np.moveaxis(np.moveaxis(out, axis, -1) @ weights.T, -1, axis)
-    return np.ascontiguousarray(out)
+        weights = torch.from_numpy(axis_weights(out.shape[axis], size, step))
+        out = (out.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+    return out.contiguous().numpy()
 
 
 class Grid(NamedTuple):
