@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medimg_utils import pretrained
 from medimg_utils.experiments import facts_file, read_facts
 from medimg_utils.io import to_json, write_json_atomic
-from medimg_utils.release import describe_release
+from medimg_utils.release import describe_release, digest_of
 from medimg_utils.training import RunError
 
 
@@ -57,6 +58,22 @@ def trained_folds(
             train(run, fold)
         check_data(run, release)
         yield fold, run
+
+
+def subject(use_case: str, network: str | Path, release: Path) -> dict[str, Any]:
+    """What an answer is about: data, weights, and how they are used; see `once`.
+
+    Args:
+        use_case: e.g. `pneumothorax`.
+        network: folder of a run with a single file of weights, or `lab`.
+        release: that it is asked about.
+    """
+    (weights,), about, _ = pretrained.find_run(use_case, network)
+    return {
+        "simulation": describe_release(release)["simulation"],
+        "network": digest_of(weights),
+        "choices": digest_of(about),
+    }
 
 
 def once(

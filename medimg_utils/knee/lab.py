@@ -18,8 +18,7 @@ from medimg_utils.io import to_json
 from medimg_utils.knee.dataset import DIAGNOSES
 from medimg_utils.knee.experiment import evaluate, from_json, train
 from medimg_utils.knee.simulate import HELD_OUT, LAB_TESTS, ensure_release
-from medimg_utils.labs import once, trained_folds
-from medimg_utils.release import describe_release, digest_of
+from medimg_utils.labs import once, subject, trained_folds
 from medimg_utils.training import BEST, read_log, trained_on
 
 NAME = "knee-lab"
@@ -121,12 +120,7 @@ def _evaluate_once(file: Path, release: Path, progress: bool) -> dict[str, Any]:
     Returns:
         The answer with a short row per exam.
     """
-    (weights,), about, _ = pretrained.find_run("knee", "lab")
-    of = {
-        "simulation": describe_release(release)["simulation"],
-        "networks": digest_of(weights),
-        "choices": digest_of(about),
-    }
+    of = subject("knee", "lab", release)
     known = release.parent / "simulation-truth.json"
     answer = once(
         file, of, lambda: evaluate(release, "lab", truth=known, progress=progress)

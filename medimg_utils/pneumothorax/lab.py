@@ -13,7 +13,7 @@ from typing import Any
 
 from medimg_utils import pretrained, results
 from medimg_utils.experiments import describe, facts_file, read_facts
-from medimg_utils.labs import once, trained_folds
+from medimg_utils.labs import once, subject, trained_folds
 from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
 from medimg_utils.pneumothorax.simulate import (
     HELD_OUT,
@@ -23,7 +23,7 @@ from medimg_utils.pneumothorax.simulate import (
     ensure_release,
     patients_of,
 )
-from medimg_utils.release import describe_release, digest_of, read_truth
+from medimg_utils.release import read_truth
 from medimg_utils.training import BEST, read_log, trained_on
 
 NAME = "pneumothorax-lab"
@@ -111,12 +111,7 @@ def _evaluate_once(
     file: Path, release: Path, network: str | Path, progress: bool
 ) -> dict[str, Any]:
     """Evaluate, unless the answer for this network and these data is stored already."""
-    (weights,), about, _ = pretrained.find_run("pneumothorax", network)
-    of = {
-        "simulation": describe_release(release)["simulation"],
-        "network": digest_of(weights),
-        "choices": digest_of(about),
-    }
+    of = subject("pneumothorax", network, release)
     truth = release / "simulation-truth.csv"
     return once(
         file, of, lambda: evaluate(release, network, truth=truth, progress=progress)
@@ -125,9 +120,8 @@ def _evaluate_once(
 
 def _headline(values: dict[str, Any]) -> dict[str, Any]:
     """What is kept of a fold, and how its network was asked."""
-    how = {key: values["experiment"][key] for key in ("mirror", "zooms")}
-    measured = ("n", "auc", "dice", "pointing_game")
-    return {**{key: values[key] for key in measured}, **how}
+    measured = {key: values[key] for key in ("n", "auc", "dice", "pointing_game")}
+    return measured | {key: values["experiment"][key] for key in ("mirror", "zooms")}
 
 
 def _with_truth(

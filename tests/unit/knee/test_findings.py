@@ -250,18 +250,15 @@ def fluid(canvas):
     return int((share(canvas, _FLUID) > 0.8).sum()) * GRID.spacing**3 / 1000  # ml
 
 
+def effusion(grade):
+    return Finding("abnormal", "effusion", grade)
+
+
 def test_every_knee_has_some_fluid_and_an_effusion_adds_to_it(knee):
-    seeds = range(12)
+    none, few, most = (), (effusion(0.1),), (effusion(1.0),)
     normal, small, large = (
-        [
-            fluid(
-                painted(
-                    knee, *([Finding("abnormal", "effusion", g)] if g else []), seed=k
-                )
-            )
-            for k in seeds
-        ]
-        for g in (None, 0.1, 1.0)
+        [fluid(painted(knee, *findings, seed=seed)) for seed in range(12)]
+        for findings in (none, few, most)
     )
     assert min(normal) > 0.2
     for before, some, much in zip(normal, small, large, strict=True):
