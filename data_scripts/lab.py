@@ -11,6 +11,7 @@ Runs = Annotated[Path, typer.Option(help="Folder of the runs, one a fold.")]
 Folds = Annotated[
     list[int] | None, typer.Option("--fold", help="Folds; the first is shipped.")
 ]
+OtherFolds = Annotated[list[int] | None, typer.Option("--fold", help="All but 0.")]
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__
@@ -23,14 +24,25 @@ def main() -> None:
 
 
 @app.command()
-def pneumothorax(runs: Runs = Path("runs"), folds: Folds = None) -> None:
+def pneumothorax(runs: Runs = Path("runs")) -> None:
     """U-Net on simulated radiographs; what is done already is not done again."""
     from medimg_utils.pneumothorax.lab import run_lab
 
-    result = run_lab(runs, folds or [0])
+    result = run_lab(runs)
     for name, test in result["tests"].items():
         auc, dice = test["auc"]["value"], test["dice"]["value"]
         typer.echo(f"{name:18} AUC {auc:.3f}  Dice of positives {dice:.3f}")
+
+
+@app.command()
+def pneumothorax_folds(runs: Runs = Path("runs"), folds: OtherFolds = None) -> None:
+    """The other folds of the radiographs, which join the stored result."""
+    from medimg_utils.pneumothorax.lab import run_folds
+
+    result = run_folds(runs, folds or [1, 2, 3, 4])
+    for fold, values in result["folds"].items():
+        auc, dice = values["auc"]["value"], values["dice"]["value"]
+        typer.echo(f"fold {fold}  AUC {auc:.3f}  Dice of positives {dice:.3f}")
 
 
 @app.command()

@@ -1,13 +1,14 @@
 """The lab run: simulate, train, measure, and store what travels with the package.
 
-:func:`run_lab` is the only writer of the shipped network and of the result
-``pneumothorax-lab``.  Each step that is already done is not done again, so it can be
+:func:`run_lab` writes the shipped network and the result ``pneumothorax-lab``, and
+:func:`run_folds` adds the other folds of the cross-validation to it, at whatever time
+they are trained.  Each step that is already done is not done again, so both can be
 stopped and called anew.  What was done with other data or another network is noticed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +24,22 @@ from medimg_utils.pneumothorax.simulate import (
     ensure_release,
     patients_of,
 )
-from medimg_utils.release import read_truth
-from medimg_utils.training import BEST, read_log, trained_on
+from medimg_utils.release import describe_release, read_truth
+from medimg_utils.training import BEST, RunError, read_log, trained_on
 
 NAME = "pneumothorax-lab"
+SHIPPED = 0  # the fold whose network travels with the package
 
 
-def run_lab(
-    runs: Path, folds: Sequence[int] = (0,), *, progress: bool = True
-) -> dict[str, Any]:
-    """Train the lab size on the given folds, measure, and store network and numbers.
+def run_lab(runs: Path, *, progress: bool = True) -> dict[str, Any]:
+    """Train the network that is shipped, measure it, and store both.
 
-    The network of the first fold is shipped.  As it is shipped, in half precision, it
-    is measured on the patients of its own fold, on new patients of the CTs it was
-    trained on, and on new patients of the CT that no lab network has seen.  The other
-    folds add their own held-out patients.
+    As it is shipped, in half precision, it is measured on the patients of its own fold,
+    on new patients of the CTs it was trained on, and on new patients of the CT that no
+    lab network has seen.  What `run_folds` has stored for the same data is kept.
 
     Args:
         runs: folder that holds (or will hold) one run a fold.
-        folds: of the cross-validation; the first one's network is shipped.
         progress: show bars.
 
     Returns:
@@ -51,20 +49,10 @@ def run_lab(
         RunError: ``runs`` holds a run that was trained on other data.
     """
     release = ensure_release("lab", progress=progress)
-    fold_values = {}
-
-    def learn(run: Path, fold: int) -> None:
-        train(release, run, "lab", fold=fold, resume=True, progress=progress)
-
-    for fold, run in trained_folds(NAME, release, runs, folds, learn):
-        if fold == folds[0]:
-            pretrained.store(NAME, {None: run / BEST}, facts_file(run))
-        network = "lab" if fold == folds[0] else run
-        fold_values[str(fold)] = _evaluate_once(
-            run / "held-out.json", release, network, progress
-        )
-    shipped = runs / f"{NAME}-fold{folds[0]}"
-    held_out = fold_values[str(folds[0])]
+    ((_, shipped),) = _trained(release, runs, [SHIPPED], progress)
+    pretrained.store(NAME, {None: shipped / BEST}, facts_file(shipped))
+    held_out = _evaluate_once(shipped / "held-out.json", release, "lab", progress)
+    folds = _stored_folds(release) | {str(SHIPPED): _fold(held_out, shipped)}
     held_out["cases"] = _with_truth(held_out["cases"], release, LAB_TRAIN)
     tests = {"held-out-fold": held_out}
     for name, plan in LAB_TESTS.items():
@@ -74,7 +62,7 @@ def run_lab(
     facts = read_facts(shipped)
     history = read_log(shipped)
     unseen = tests["unseen-patients"]
-    minutes = sum(row["seconds"] for row in history) / 60
+    minutes = _minutes(history)
     result = {
         "headline": {
             "hardware": trained_on(history),
@@ -95,7 +83,7 @@ def run_lab(
             "minutes": minutes,
             "about": facts["about"],
         },
-        "folds": {fold: _headline(values) for fold, values in fold_values.items()},
+        "folds": dict(sorted(folds.items())),
         "tests": tests,
         "about": {
             **tests["unseen-patients"]["about"],
@@ -105,6 +93,64 @@ def run_lab(
     }
     results.save(NAME, result)
     return result
+
+
+def run_folds(
+    runs: Path, folds: Sequence[int] = (1, 2, 3, 4), *, progress: bool = True
+) -> dict[str, Any]:
+    """Train other folds, measure their held-out patients, and add that to the result.
+
+    Args:
+        runs: folder that holds (or will hold) one run a fold.
+        folds: of the cross-validation; any but the shipped one.
+        progress: show bars.
+
+    Returns:
+        The stored result.
+
+    Raises:
+        RunError: ``runs`` holds a run that was trained on other data, or the network
+            that is shipped was.
+        ValueError: the shipped fold is among them.
+    """
+    if SHIPPED in folds:
+        raise ValueError(
+            f"fold {SHIPPED} belongs to the network that is shipped; run_lab makes it."
+        )
+    release = ensure_release("lab", progress=progress)
+    if not _stored_folds(release):
+        raise RunError(
+            f"the stored result {NAME} is not of {release}, so folds of these data "
+            "cannot join it. Call run_lab first."
+        )
+    result = results.load(NAME)
+    for fold, run in _trained(release, runs, folds, progress):
+        values = _evaluate_once(run / "held-out.json", release, run, progress)
+        joined = result["folds"] | {str(fold): _fold(values, run)}
+        result["folds"] = dict(sorted(joined.items()))
+        results.save(NAME, result)
+    return result
+
+
+def _trained(
+    release: Path, runs: Path, folds: Sequence[int], progress: bool
+) -> Iterator[tuple[int, Path]]:
+    """Each fold and the folder of its run, trained first where it is not yet."""
+
+    def learn(run: Path, fold: int) -> None:
+        train(release, run, "lab", fold=fold, resume=True, progress=progress)
+
+    return trained_folds(NAME, release, runs, folds, learn)
+
+
+def _stored_folds(release: Path) -> dict[str, Any]:
+    """The folds of the stored result, if that is of the same data."""
+    if NAME not in results.names():
+        return {}
+    stored = results.load(NAME)
+    trained = stored["training"]["about"]["data"]["simulation"]
+    same = trained == describe_release(release)["simulation"]
+    return dict(stored["folds"]) if same else {}
 
 
 def _evaluate_once(
@@ -118,10 +164,22 @@ def _evaluate_once(
     )
 
 
-def _headline(values: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a fold, and how its network was asked."""
+def _fold(values: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What is kept of a fold: its numbers, how it was trained and how it was asked."""
     measured = {key: values[key] for key in ("n", "auc", "dice", "pointing_game")}
-    return measured | {key: values["experiment"][key] for key in ("mirror", "zooms")}
+    asked = {key: values["experiment"][key] for key in ("mirror", "zooms")}
+    about = read_facts(run)["about"]
+    history = read_log(run)
+    trained = {
+        "hardware": trained_on(history),
+        "minutes": _minutes(history),
+        **{key: about[key] for key in ("n", "seed", "commit")},
+    }
+    return measured | asked | {"trained": trained, "about": values["about"]}
+
+
+def _minutes(history: Sequence[dict[str, Any]]) -> float:
+    return float(sum(row["seconds"] for row in history)) / 60
 
 
 def _with_truth(

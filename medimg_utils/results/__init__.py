@@ -69,7 +69,8 @@ def hardware(device: str) -> str:
     if device != "cpu":
         return device
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return f"{cores or os.cpu_count()} CPU cores"
+    cores = cores or os.cpu_count() or 1
+    return "1 CPU core" if cores == 1 else f"{cores} CPU cores"
 
 
 #: All but what runs write, as git names it.

@@ -68,9 +68,12 @@ def lab_run(tmp_path_factory, release):
         patch.setattr(lab, "train", count("train", lab.train))
         patch.setattr(lab, "evaluate", count("evaluate", lab.evaluate))
 
-        def run(folds=(0,)):
+        def run(folds=None):
             done.clear()
-            result = lab.run_lab(root / "runs", folds, progress=False)
+            if folds is None:
+                result = lab.run_lab(root / "runs", progress=False)
+            else:
+                result = lab.run_folds(root / "runs", folds, progress=False)
             return result, dict(done)
 
         yield root, run
@@ -119,10 +122,50 @@ def test_what_is_done_is_not_done_again(lab_run):
     again, done = run()
     assert done == {}
     assert again == first
-    both, done = run((0, 1))
-    assert done == {"train": 1, "evaluate": 1}  # fold 1 and its held-out patients
-    assert both["folds"].keys() == {"0", "1"}
-    assert both["tests"] == first["tests"]
+
+
+def test_other_folds_join_the_result_whenever_they_are_trained(lab_run):
+    root, run = lab_run
+    first, _ = run()
+    more, done = run((2, 1))
+    assert done == {"train": 2, "evaluate": 2}  # two folds, their held-out patients
+    assert list(more["folds"]) == ["0", "1", "2"]
+    assert more["tests"] == first["tests"]
+    assert results.load(lab.NAME) == more
+    for fold in (0, 1, 2):
+        held_out = json.loads(
+            (root / "runs" / f"{lab.NAME}-fold{fold}" / "held-out.json").read_text()
+        )
+        assert held_out["fold"] == fold
+        for key in ("n", "auc", "dice", "pointing_game", "about"):
+            assert more["folds"][str(fold)][key] == held_out[key]
+    patients = [fold["n"]["patients"] for fold in more["folds"].values()]
+    assert sum(patients) < more["training"]["about"]["data"]["patients"]
+    trained = more["folds"]["1"]["trained"]
+    assert trained.keys() == {"hardware", "minutes", "n", "seed", "commit"}
+    _, done = run()  # the shipped network anew: the others stay
+    assert done == {}
+    assert results.load(lab.NAME) == more
+
+
+def test_the_shipped_fold_is_not_measured_as_another(lab_run):
+    _, run = lab_run
+    run()
+    with pytest.raises(ValueError, match="run_lab makes it"):
+        run((0, 1))
+
+
+def test_folds_of_other_data_do_not_join(lab_run):
+    root, run = lab_run
+    run()
+    settings = root / "data" / lab.NAME / "simulation.json"
+    before = settings.read_text()
+    change(settings, version=VERSION + 1)
+    stored = results.load(lab.NAME)
+    with pytest.raises(RunError, match=r"is not of .*Call run_lab first"):
+        run((3,))
+    assert results.load(lab.NAME) == stored
+    settings.write_text(before)
 
 
 def test_an_answer_about_older_data_is_measured_anew(lab_run):
