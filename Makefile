@@ -82,7 +82,7 @@ site: book ## Build the website and test it in a browser
 
 .PHONY: lab
 lab: $(BUILT) ## Open the chapters in JupyterLab
-	$(BIN)/python -m pip install --quiet jupyterlab
+	$(BIN)/python -m pip install --quiet jupyterlab jupyterlab-myst
 	$(BIN)/jupyter lab book
 
 .PHONY: serve

@@ -152,6 +152,12 @@ class Experiment:
         paper=0,
         why="voxels by which step 1's tumour is grown; more where it is coarse",
     )
+    parts: float = setting(
+        1.0,
+        paper=1.0,
+        why="connected parts of step 1's tumour that are kept, as a share of the "
+        "largest; 1 is that one alone, and loses the second of two tumours",
+    )
     find_width: int = setting(16, paper=16, why="first level's channels in step 1")
     segment_width: int = setting(32, paper=32, why="first level's channels in step 2")
     find_epochs: int = setting(300, paper=300, why="passes of step 1")
@@ -217,6 +223,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         voxel=2.0,
         factor=2,
         margin=4,
+        parts=0.1,
         segment_width=16,
         find_epochs=9,
         rehearse_epochs=10,
@@ -719,6 +726,7 @@ def load_networks(
         one_pass=built["one-pass"],  # type: ignore[arg-type]
         factor=experiment.factor,
         margin=experiment.margin,
+        parts=experiment.parts,
     )
 
 
@@ -801,12 +809,14 @@ class Prediction(NamedTuple):
         scan: the case, turned to RAS.
         prepared: as the networks saw it.
         labels: (D, H, W) uint8 0 to 3, on the grid of `scan`.
+        parts: of the tumour that step 1 found; see `Segmentation`.
         seconds: that segmentation took, without reading.
     """
 
     scan: Scan
     prepared: Prepared
     labels: NDArray[np.uint8]
+    parts: int
     seconds: float
 
 
@@ -823,7 +833,8 @@ def predict_case(run: Run, case: Case, segmenter: Segmenter) -> Prediction:
     found = segmenter.segment(prepared)
     least = least_certain(run, segmenter.mode)
     labels = without_doubtful_enhancing(found, _voxel_cm3(scan), least)
-    return Prediction(scan, prepared, labels, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Prediction(scan, prepared, labels, found.parts, seconds)
 
 
 # --------------------------------------------------------------------------------- evaluate
@@ -840,11 +851,12 @@ def evaluate(
     draws: int = 1000,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure trained networks on patients they have never seen, beside a control.
+    """Measure trained networks on patients they have never seen, beside controls.
 
     Patients of the training and validation sets are left out, so the release that the
     networks were trained on leaves the held-out fold, and a release of other patients is
-    used whole.
+    used whole. The controls are a threshold on FLAIR, and the same networks that look at
+    the largest part of the tumour alone.
 
     Args:
         data: folder of a release.
@@ -869,14 +881,25 @@ def evaluate(
     loaded = load_run(run)
     cases, held_out = unseen_cases(loaded, data, fold)
     segmenter = Segmenter(loaded.networks, mode or loaded.mode)
+    alone = Segmenter(replace(loaded.networks, parts=1.0), segmenter.mode)
     rows, from_truth, from_prediction = [], [], []
     for case in tqdm(cases, "evaluate", disable=not progress, leave=False):
         prediction = predict_case(loaded, case, segmenter)
         rows.append(_case(case, prediction))
+        rows[-1]["largest_part_dice"] = (
+            dices(predict_case(loaded, case, alone).labels, _truth(prediction.scan))
+            if prediction.parts > 1
+            else {name: rows[-1][name]["dice"] for name in REGIONS}
+        )
         if _eligible(case):
             scan, labels = prediction.scan, prediction.labels
             from_truth.append(_survival_row(case, scan))
             from_prediction.append(_survival_row(case, scan, labels))
+
+    def control(values: list[float]) -> dict[str, Any]:
+        patients = np.array([row["patient"] for row in rows])
+        return summary(np.array(values), patients, draws)
+
     answer = {
         "use_case": "brain",
         "run": loaded.name,
@@ -889,11 +912,11 @@ def evaluate(
         "regions": summarise(rows, draws),
         "seconds": float(np.median([row["seconds"] for row in rows])),
         "controls": {
-            "flair_threshold": summary(
-                np.array([row["flair_threshold_dice"] for row in rows]),
-                np.array([row["patient"] for row in rows]),
-                draws,
-            )
+            "flair_threshold": control([row["flair_threshold_dice"] for row in rows]),
+            "largest_part": {
+                name: control([row["largest_part_dice"][name] for row in rows])
+                for name in REGIONS
+            },
         },
         "survival": {
             "true_masks": _compare(from_truth),
@@ -932,7 +955,7 @@ def unseen_cases(
 
 def _case(case: Case, prediction: Prediction) -> dict[str, Any]:
     """One row of the evaluation; see `medimg_utils.brain.evaluation`."""
-    scan, prepared, labels, seconds = prediction
+    scan, prepared, labels, parts, seconds = prediction
     truth = _truth(scan)
     flair = prepared.grid.to_box(prepared.channels[3].astype(np.float32))
     control = flair_threshold(flair, flair != 0)
@@ -942,6 +965,7 @@ def _case(case: Case, prediction: Prediction) -> dict[str, Any]:
         "patient": patient_digest(case.patient),
         "grade": case.grade,
         **measure_all(labels, truth, scan.spacing),
+        "parts": parts,
         "flair_threshold_dice": dices(whole * np.uint8(2), truth)["WT"],
         "seconds": round(seconds, 3),
     }
@@ -984,7 +1008,8 @@ def compare_modes(
 ) -> dict[str, Any]:
     """Price and worth of the modes of inference, on the same unseen patients.
 
-    The rule for doubtful enhancing tumours, which each mode chooses for itself, is left out.
+    What surrounds the networks is left out: the rule for doubtful enhancing tumours, which
+    each mode chooses for itself, and all but the largest part of what step 1 has found.
     On a CPU the seconds are those of the processor, summed over its threads: other work
     on the machine does not lengthen them.
 
@@ -1007,7 +1032,8 @@ def compare_modes(
     """
     loaded = load_run(run)
     cases = unseen_cases(loaded, data)[0][:limit]
-    segmenters = {mode: Segmenter(loaded.networks, mode) for mode in modes}
+    networks = replace(loaded.networks, parts=1.0)
+    segmenters = {mode: Segmenter(networks, mode) for mode in modes}
     on_cpu = find_device().type == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
 
@@ -1153,7 +1179,7 @@ def predict(
 
 
 def _answer(run: Run, case: Case, prediction: Prediction, mode: str) -> dict[str, Any]:
-    scan, _, labels, seconds = prediction
+    scan, _, labels, _, seconds = prediction
     row = _survival_row(case, scan, labels)
     volumes = {name.removesuffix("_cm3"): row[name] for name in survival.VOLUMES} | {
         name: float(region(labels, name).sum()) * _voxel_cm3(scan) for name in REGIONS

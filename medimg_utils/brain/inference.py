@@ -49,6 +49,7 @@ STRIDE = 9  # of the published tiling
 RIM = 7  # last planes of a tile that depend on where it ends; see `UnpaddedUNet`
 CORE, OEDEMA, ENHANCING = 1, 2, 3
 CERTAIN = 0.9  # probability from which a voxel of enhancing tumour counts as certain
+TOUCHING = np.ones((3, 3, 3))  # by faces, edges or corners
 MEMORY = 2**31  # bytes that the activations of one piece may take in one pass
 Triple = tuple[int, int, int]
 Tile = tuple[Triple, Triple]  # start and size of the output
@@ -105,13 +106,16 @@ def pad_to_multiple(image: Tensor) -> Tensor:
     return F.pad(image, pad)
 
 
-def find(engine: Engine, image: Tensor, factor: int = 1) -> NDArray[np.bool_]:
-    """Step 1: the largest connected part of what the network calls tumour.
+def find(
+    engine: Engine, image: Tensor, factor: int = 1, parts: float = 1.0
+) -> NDArray[np.bool_]:
+    """Step 1: what the network calls tumour, without its small parts.
 
     Args:
         engine: with a `PaddedUNet`.
         image: (5, D, H, W) of the whole brain.
         factor: side of step 1's voxels in voxels of the image.
+        parts: see `large_parts`.
 
     Returns:
         (D, H, W) mask; empty where nothing was found.
@@ -120,23 +124,34 @@ def find(engine: Engine, image: Tensor, factor: int = 1) -> NDArray[np.bool_]:
     depth, height, width = small.shape[1:]
     probability = engine.probabilities(pad_to_multiple(small))
     mask = probability.argmax(dim=0)[:depth, :height, :width].bool().numpy()
-    mask = largest_component(mask)
+    mask = large_parts(mask, parts)
     for axis in range(3):
         mask = mask.repeat(factor, axis=axis)
     depth, height, width = image.shape[1:]
     return mask[:depth, :height, :width]
 
 
-def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest part whose voxels touch by faces, edges or corners.
+def large_parts(mask: NDArray[np.bool_], share: float = 1.0) -> NDArray[np.bool_]:
+    """Parts whose voxels touch by faces, edges or corners, if they are large enough.
 
-    >>> largest_component(np.array([[[1, 0, 1, 1]]], bool)).astype(int).tolist()
+    Args:
+        mask: (D, H, W).
+        share: of the size of the largest part; 1 keeps that one alone.
+
+    >>> mask = np.array([[[1, 0, 1, 1]]], bool)
+    >>> large_parts(mask).astype(int).tolist()
     [[[0, 0, 1, 1]]]
+    >>> large_parts(mask, 0.5).astype(int).tolist()
+    [[[1, 0, 1, 1]]]
     """
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    parts, count = ndimage.label(mask, TOUCHING)
     if count < 2:
         return mask
-    return parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    if share >= 1:
+        return parts == sizes.argmax()
+    return (sizes >= share * sizes.max())[parts] & mask
 
 
 def dilate(mask: NDArray[np.bool_], voxels: int) -> NDArray[np.bool_]:
@@ -287,6 +302,8 @@ class Networks:
         one_pass: step 2 with fixed statistics.
         factor: side of step 1's voxels in voxels of step 2.
         margin: voxels by which the found tumour is grown before step 2 looks at it.
+        parts: share of the largest part of the found tumour that others must have, to
+            be looked at as well.
     """
 
     find: PaddedUNet
@@ -294,6 +311,7 @@ class Networks:
     one_pass: UnpaddedUNet
     factor: int
     margin: int
+    parts: float = 1.0
 
 
 class Segmentation(NamedTuple):
@@ -302,10 +320,13 @@ class Segmentation(NamedTuple):
     Attributes:
         labels: (D, H, W) uint8 0 to 3 of the whole volume, in its own voxels.
         certain: how many of its voxels are enhancing tumour with at least `CERTAIN`.
+        parts: how many separate parts of step 1's tumour step 2 looked at; 0 where
+            step 1 found nothing.
     """
 
     labels: NDArray[np.uint8]
     certain: int
+    parts: int
 
 
 class Segmenter:
@@ -328,14 +349,15 @@ class Segmenter:
             else ready(networks.segment, exact=mode == "reference")
         )
 
-    def probabilities(self, image: Tensor) -> tuple[Tensor, NDArray[np.bool_]]:
-        """(4, D, H, W) softmax of step 2, and the (D, H, W) mask step 1 allows.
+    def probabilities(self, image: Tensor) -> tuple[Tensor, NDArray[np.bool_], int]:
+        """(4, D, H, W) softmax of step 2, the (D, H, W) mask step 1 allows, its parts.
 
         Where step 1 finds nothing, step 2 looks at the whole brain.
         """
-        found = find(self.finder, image, self.networks.factor)
+        networks = self.networks
+        found = find(self.finder, image, networks.factor, networks.parts)
         brain = (image != 0).any(dim=0).numpy()
-        allowed = dilate(found, self.networks.margin) & brain if found.any() else brain
+        allowed = dilate(found, networks.margin) & brain if found.any() else brain
         box = bounding_box(allowed)
         shape = [side.stop - side.start for side in box]
         out = torch.zeros(CLASSES, *image.shape[1:])
@@ -347,7 +369,7 @@ class Segmenter:
             self.tiles(shape, allowed[box]),
             rim=RIM if self.mode == "one-pass" else 0,
         )
-        return out, allowed
+        return out, allowed, ndimage.label(found, TOUCHING)[1]
 
     def tiles(self, shape: Sequence[int], allowed: NDArray[np.bool_]) -> list[Tile]:
         """What step 2 computes for a box of `shape` with this part of it allowed."""
@@ -364,12 +386,13 @@ class Segmenter:
         Probabilities go back to the scanner's voxels before the largest one is taken: an
         outline between two network voxels then stays between them.
         """
-        probability, allowed = self.probabilities(prepared.image())
+        probability, allowed, parts = self.probabilities(prepared.image())
         probability[0][~torch.from_numpy(allowed)] = 1
         probability[1:, ~torch.from_numpy(allowed)] = 0
         native = prepared.grid.to_box(probability.numpy())
         labels = prepared.grid.to_volume(native.argmax(axis=0).astype(np.uint8))
-        return Segmentation(labels, int((native[ENHANCING] >= CERTAIN).sum()))
+        certain = int((native[ENHANCING] >= CERTAIN).sum())
+        return Segmentation(labels, certain, parts)
 
 
 def without_doubtful_enhancing(

@@ -36,6 +36,23 @@ def test_there_are_no_outputs(path: Path) -> None:
     assert "widgets" not in nbformat.read(path, as_version=4).metadata
 
 
+def test_what_the_website_folds_is_folded_in_the_notebook_too(path: Path) -> None:
+    """`source_hidden` folds a cell in JupyterLab, `cellView` on Colab."""
+    in_solution = False
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            marks = re.findall(r"\{solution-(start|end)\}", cell.source)
+            in_solution = marks[-1] == "start" if marks else in_solution
+            continue
+        folded = in_solution or any(
+            tag.startswith("hide-") for tag in cell.metadata.get("tags", [])
+        )
+        assert cell.metadata.get("jupyter", {}) == (
+            {"source_hidden": True} if folded else {}
+        ), cell.id
+        assert cell.metadata.get("cellView") == ("form" if folded else None), cell.id
+
+
 def test_cells_are_short(path: Path) -> None:
     for number, cell in enumerate(code_cells(path)):
         lines = cell.source.splitlines()

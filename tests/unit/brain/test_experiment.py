@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medimg_utils import pretrained
-from medimg_utils.brain import experiment
+from medimg_utils.brain import experiment, inference
 from medimg_utils.brain.dataset import load, read_brats, read_case
 from medimg_utils.brain.experiment import (
     EXPERIMENTS,
@@ -237,6 +237,35 @@ def test_evaluate_measures_unseen_patients_only(run, brats, tmp_path, toy):
         evaluate(brats, run, fold=1, progress=False)
 
 
+def test_the_largest_part_alone_is_a_control(run, brats, tmp_path, monkeypatch):
+    """It is what a run that keeps nothing else reaches."""
+
+    def two_parts(engine, image, factor=1, parts=1.0):
+        brain = (image != 0).any(dim=0).numpy()
+        mask = np.zeros_like(brain)
+        third = len(mask) // 3
+        mask[:third] = True
+        mask[2 * third :] = parts < 1
+        return mask & brain
+
+    monkeypatch.setattr(inference, "find", two_parts)
+    mine = shutil.copytree(run, tmp_path / "run")
+    facts = json.loads((mine / "best.json").read_text())
+    answers = {}
+    for parts in (1.0, 0.1):
+        facts["experiment"]["parts"] = parts
+        (mine / "best.json").write_text(json.dumps(facts))
+        answers[parts] = evaluate(brats, mine, draws=20, progress=False)
+    for alone, every in zip(*(a["cases"] for a in answers.values()), strict=True):
+        assert (alone["parts"], every["parts"]) == (1, 2)
+        for name in ("WT", "TC", "ET"):
+            assert alone["largest_part_dice"][name] == alone[name]["dice"]
+            assert every["largest_part_dice"][name] == alone[name]["dice"]
+    for name, control in answers[0.1]["controls"]["largest_part"].items():
+        alone = answers[1.0]["regions"][name]["dice"]
+        assert control["mean"] == pytest.approx(alone["mean"])
+
+
 def test_evaluate_refuses_patients_that_were_trained_on(run, brats, tmp_path, toy):
     known = split(read_brats(brats), toy).train[0].images[0].parent
     shutil.copytree(known, tmp_path / known.name)
@@ -298,7 +327,7 @@ def test_predictions_lie_on_the_input_and_speak_its_labels(
 
     def perfect(self, prepared):
         assert prepared.target is None  # the mask is not read
-        return Segmentation(truth, certain=truth.size)
+        return Segmentation(truth, certain=truth.size, parts=1)
 
     monkeypatch.setattr(experiment.Segmenter, "segment", perfect)
     (answer,) = predict(run, [path], tmp_path / "out", progress=False)

@@ -15,7 +15,7 @@ from medimg_utils.brain.inference import (
     coarsen,
     dilate,
     find,
-    largest_component,
+    large_parts,
     pad_to_multiple,
     published_tiles,
     ready,
@@ -192,14 +192,24 @@ def test_coarsening_and_padding():
     assert torch.equal(cut(padded, (0, 0, 0), (5, 6, 7)), x)
 
 
-def test_the_largest_component_touches_over_corners():
+def test_parts_touch_over_corners():
     mask = np.zeros((9, 9, 9), bool)
     mask[0, 0, 0] = mask[1, 1, 1] = mask[2, 2, 2] = True  # three, by corners
     mask[6, 6, 6:8] = True  # two, by a face
-    found = largest_component(mask)
+    found = large_parts(mask)
     assert found.sum() == 3
     assert found[1, 1, 1]
-    assert not largest_component(np.zeros((3, 3, 3), bool)).any()
+    assert np.array_equal(large_parts(mask, 2 / 3), mask)
+    assert np.array_equal(large_parts(mask, 0.67), found)
+    for share in (0.1, 1.0):
+        assert not large_parts(np.zeros((3, 3, 3), bool), share).any()
+
+
+def test_one_of_two_equal_parts_is_kept_or_both():
+    mask = np.zeros((5, 1, 1), bool)
+    mask[[0, 2]] = True
+    assert large_parts(mask).sum() == 1
+    assert large_parts(mask, 0.99).sum() == 2
 
 
 def test_dilation_is_that_of_a_ball():
@@ -213,12 +223,12 @@ def test_dilation_is_that_of_a_ball():
 
 def test_doubtful_enhancing_tumours_become_core():
     labels = np.array([1, 2, 3, 3, 0], np.uint8).reshape(1, 1, 5)
-    found = Segmentation(labels, certain=2)
+    found = Segmentation(labels, certain=2, parts=1)
     assert np.array_equal(without_doubtful_enhancing(found, 0.5, 1.0), labels)
     changed = without_doubtful_enhancing(found, 0.5, 1.01)
     assert changed.ravel().tolist() == [1, 2, 1, 1, 0]
     assert labels.ravel().tolist() == [1, 2, 3, 3, 0]
-    none_certain = Segmentation(labels, certain=0)
+    none_certain = Segmentation(labels, certain=0, parts=1)
     assert np.array_equal(without_doubtful_enhancing(none_certain, 0.5, 0.0), labels)
 
 
@@ -297,8 +307,20 @@ def test_two_steps_find_the_tumour_and_its_parts(mode, voxel):
         both = (found == label) & (labels == label)
         total = (found == label).sum() + (labels == label).sum()
         assert 2 * both.sum() / total > (0.97 if voxel == 1 else 0.6)
-    assert not found[7:11, 20:24, 16:20].any()  # not part of the largest component
+    assert not found[7:11, 20:24, 16:20].any()  # not of the largest part
     assert 0 < answer.certain <= (found == 3).sum()
+
+
+def test_a_second_tumour_is_kept_if_it_is_large_enough():
+    images, _ = patient()
+    prepared = prepare(images, (1.0, 1.0, 1.0), 1.0)
+    seen = []
+    for parts in (1.0, 0.1, 0.0001):
+        answer = Segmenter(networks(parts=parts), "fast").segment(prepared)
+        second = bool(answer.labels[8:10, 21:23, 17:19].any())
+        seen.append((second, answer.parts))
+    # 8 voxels beside a ball of hundreds
+    assert seen == [(False, 1), (False, 1), (True, 2)]
 
 
 def test_step_1_can_be_coarser():
@@ -317,7 +339,9 @@ def test_step_1_can_be_coarser():
 def test_without_a_find_the_whole_brain_is_searched():
     images, labels = patient()
     prepared = prepare(images, (1.0, 1.0, 1.0), 1.0)
-    found = Segmenter(networks(find=Bright(99.0)), "fast").segment(prepared).labels
+    answer = Segmenter(networks(find=Bright(99.0)), "fast").segment(prepared)
+    found = answer.labels
+    assert answer.parts == 0
     assert (found == labels).mean() > 0.99
     assert found[9, 22, 18]  # now the bright spot counts as well
     assert not found[images.max(0) == 0].any()
@@ -343,6 +367,7 @@ def test_an_unknown_mode_is_refused():
 def test_probabilities_sum_to_one():
     images, _ = patient()
     prepared = prepare(images, (1.0, 1.0, 1.0), 1.0)
-    probability, allowed = Segmenter(networks(), "fast").probabilities(prepared.image())
+    segmenter = Segmenter(networks(), "fast")
+    probability, allowed, _ = segmenter.probabilities(prepared.image())
     assert probability.shape == (CLASSES, *allowed.shape)
     assert torch.allclose(probability.sum(0), torch.ones(allowed.shape), atol=1e-5)
