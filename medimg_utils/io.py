@@ -20,7 +20,6 @@ import pickle
 import re
 import secrets
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,13 +29,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pydicom
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_rescale, apply_voi_lut, pixel_array
 
 from medimg_utils.errors import InputError
+
+IMAGE_ENDINGS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 
 
 class ImageError(InputError):
@@ -144,6 +143,18 @@ def _read_picture(path: Path) -> Image2D:
 def _read_dicom(path: Path) -> Image2D:
     """DICOM in any transfer syntax that pydicom and Pillow decode."""
     header = read_header(path, stop_before_pixels=False)
+    try:
+        return _of_dicom(path, header)
+    except ImageError:
+        raise
+    except Exception as error:  # pydicom converts a value when it is asked for
+        raise ImageError(
+            f"{path} has a header that cannot be understood ({error}). Copy or download "
+            "it again."
+        ) from error
+
+
+def _of_dicom(path: Path, header: pydicom.Dataset) -> Image2D:
     frames = int(header.get("NumberOfFrames") or 1)
     if frames != 1:
         raise ImageError(
@@ -199,7 +210,9 @@ def read_header(
     """
     try:
         return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
-    except (InvalidDicomError, EOFError, AttributeError, KeyError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can fail in any of pydicom's parts
         raise ImageError(
             f"{path} cannot be read as DICOM ({error}). Copy or download it again."
         ) from error
@@ -328,9 +341,7 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
         image: Any = nib.load(path)
         voxels = np.asarray(image.dataobj, dtype=np.float32)
         affine = np.asarray(image.affine, dtype=np.float64)
-    except (
-        ImageFileError, EOFError, OSError, ValueError, TypeError, AttributeError, zlib.error
-    ) as error:  # fmt: skip
+    except Exception as error:  # a damaged header can fail in any of nibabel's parts
         raise ImageError(
             f"{path} cannot be read as NIfTI ({error}). It may be truncated: copy or "
             "download it again."
@@ -705,6 +716,15 @@ def check_file(path: str | os.PathLike[str]) -> None:
     check_folder(path.parent)
 
 
+def bare_name(path: Path) -> str:
+    """Name of an image file without its ending; dots of an identifier are no ending.
+
+    >>> bare_name(Path("a/film.dcm")), bare_name(Path("1.2.840.10008"))
+    ('film', '1.2.840.10008')
+    """
+    return path.stem if path.suffix.lower() in IMAGE_ENDINGS else path.name
+
+
 def check_outputs(
     inputs: Sequence[Path],
     out: Path,
@@ -737,7 +757,7 @@ def check_outputs(
     if missing:
         raise InputError(f"there is no file {', '.join(missing)}. Check the path.")
     wanted = (
-        [(path.stem, str(path)) for path in inputs]
+        [(bare_name(path), str(path)) for path in inputs]
         if names is None
         else [(name, name) for name in names]
     )

@@ -125,7 +125,7 @@ def write_in_parts(
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
     for leftover in out.rglob(".partial-*"):  # of processes that were killed
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
     finish([_read(file, file) for file in files.values()])
     write_json_atomic(out / "simulation.json", settings)
     _tidy_up(out)

@@ -68,7 +68,7 @@ from medimg_utils.release import (
 )
 from medimg_utils.training import stable_seed
 
-SURVIVAL_TABLES = ("survival_data.csv", "survival_info.csv")
+SURVIVAL_TABLES = ("survival_data.csv", "survival_info.csv", "survival_evaluation.csv")
 STRAY_MASK = re.compile(
     r"\w+_\d{4}\.\d\d\.\d\d_Segm\.nii(\.gz)?"
 )  # BraTS 2020, case 355
@@ -127,6 +127,9 @@ LAYOUTS = {
     for layout in (
         _layout(
             "brats2018", "BraTS 2018", r"(?P<patient>Brats18_\w+?)", _OLD, _OLD_LABELS
+        ),
+        _layout(
+            "brats2019", "BraTS 2019", r"(?P<patient>BraTS19_\w+?)", _OLD, _OLD_LABELS
         ),
         _layout(
             "brats2020", "BraTS 2020", r"(?P<patient>BraTS20_[A-Za-z]+_\d+)", _OLD,
@@ -428,6 +431,8 @@ def _with_survival(cases: Sequence[Case], tables: Sequence[Path]) -> list[Case]:
 def read_survival(path: Path) -> dict[str, dict[str, Any]]:
     """Read `survival_data.csv` (2018) or `survival_info.csv` (2020).
 
+    `survival_evaluation.csv`, of cases without truth, has no column of days.
+
     Returns:
         Case → `age`, `survival`, `alive_after` and `resection`, None where not known.
 
@@ -441,7 +446,8 @@ def read_survival(path: Path) -> dict[str, dict[str, Any]]:
     extent = next(
         (c for c in ("resectionstatus", "extent_of_resection") if c in columns), None
     )
-    if name is None or days is None or "age" not in columns:
+    told = days is not None or path.name == "survival_evaluation.csv"
+    if name is None or not told or "age" not in columns:
         raise DatasetError(
             f"{path} has the columns {', '.join(columns)}, but an id (e.g. Brats18ID), Age "
             "and Survival are needed."
@@ -450,13 +456,14 @@ def read_survival(path: Path) -> dict[str, dict[str, Any]]:
     for row in table.to_dict("records"):
         if row[name] in facts:
             raise DatasetError(f"{path} lists {row[name]} twice. Keep one row.")
-        alive = re.fullmatch(r"ALIVE\s*\((\d+) days later\)", row[days], re.IGNORECASE)
+        lived = row[days] if days else ""
+        alive = re.fullmatch(r"ALIVE\s*\((\d+) days later\)", lived, re.IGNORECASE)
         resection = row[extent].upper() if extent else ""
         facts[row[name]] = {
             "age": _number(row["age"], 120, f"{path}, {row[name]}: Age"),
             "survival": None
             if alive
-            else _number(row[days], 36525, f"{path}, {row[name]}: Survival"),
+            else _number(lived, 36525, f"{path}, {row[name]}: Survival"),
             "alive_after": float(alive[1]) if alive else None,
             "resection": resection if resection in ("GTR", "STR") else None,
         }

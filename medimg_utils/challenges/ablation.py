@@ -661,8 +661,12 @@ def run_ablation(
             size=size,
             data=data,
             device=find_device().type,
-            seed=chosen.seeds,
-            n={"test patients": chosen.test, "networks": len(found)},
+            seed=0,
+            n={
+                "test patients": chosen.test,
+                "networks": len(found),
+                "seeds": chosen.seeds,
+            },
         ),
     }
     results.save(NAME, result, folder)

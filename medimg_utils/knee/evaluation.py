@@ -27,7 +27,6 @@ from medimg_utils import metrics
 from medimg_utils.errors import InputError
 from medimg_utils.release import check_listed
 
-WAYS = ("training", "out_of_fold")  # which exams the combination is fitted on
 GRADES = ("subtle", "moderate", "marked")  # of a simulated finding, rising
 DARK, BRIGHT = 15, 250  # grey levels of the style control
 

@@ -33,6 +33,7 @@ from medimg_utils.experiments import (
 from medimg_utils.io import (
     Image2D,
     ImageError,
+    bare_name,
     check_file,
     check_outputs,
     read_image,
@@ -643,6 +644,10 @@ def evaluate(
     check_held_out(loaded.name, loaded.facts, fold)
     everyone = read_release(data)
     records = never_seen(everyone, loaded.name, loaded.facts, data)
+    held_out = len(records) < len(everyone)
+    if held_out:  # of the images that the run drew, the fold that it left
+        drawn = limit(everyone, loaded.experiment.images, loaded.facts["seed"])
+        records = never_seen(drawn, loaded.name, loaded.facts, data)
 
     cases = []
     style = []
@@ -650,7 +655,6 @@ def evaluate(
         prediction = predict_image(loaded, record.path)
         cases.append(_case(record, prediction, loaded))
         style.append(style_features(prediction.image.pixels))
-    held_out = len(records) < len(everyone)
     answer = {
         "use_case": "pneumothorax",
         "run": loaded.name,
@@ -755,8 +759,9 @@ def predict(
 
     def write(path: Path, prediction: Prediction) -> dict[str, Any]:
         deep = np.round(prediction.probability * 65535).astype(np.uint16)
-        write_png_atomic(out / f"{path.stem}.probability.png", deep)
-        write_png_atomic(out / f"{path.stem}.overlay.png", overlay(prediction))
+        name = bare_name(path)
+        write_png_atomic(out / f"{name}.probability.png", deep)
+        write_png_atomic(out / f"{name}.overlay.png", overlay(prediction))
         return {
             "score": prediction.score,
             "positive": prediction.score >= loaded.thresholds["score"],
@@ -774,7 +779,7 @@ def predict(
         lambda path: predict_image(loaded, path),
         write,
         out=out,
-        name=lambda path: path.stem,
+        name=bare_name,
         what="files",
         kind=ImageError,
         progress=progress,

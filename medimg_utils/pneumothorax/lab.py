@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medimg_utils import pretrained, results
+from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe, facts_file, read_facts
 from medimg_utils.labs import once, subject, trained_folds
 from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
@@ -111,10 +112,10 @@ def run_folds(
     Raises:
         RunError: ``runs`` holds a run that was trained on other data, or the network
             that is shipped was.
-        ValueError: the shipped fold is among them.
+        InputError: the shipped fold is among them.
     """
     if SHIPPED in folds:
-        raise ValueError(
+        raise InputError(
             f"fold {SHIPPED} belongs to the network that is shipped; run_lab makes it."
         )
     release = ensure_release("lab", progress=progress)

@@ -68,9 +68,15 @@ def find_run(
 
     Raises:
         RunError: the folder holds no finished run.
-        InputError: no network of this size travels with the package.
+        InputError: no network of this size travels with the package, or a folder of
+            that name holds a run.
     """
     if str(run) in SIZES:
+        if facts_file(Path(run)).is_file():
+            raise InputError(
+                f"{run} is the network that travels with the package, but also a folder "
+                "that holds a run. Give the folder's whole path, or rename it."
+            )
         name = f"{use_case}-{run}"
         return [find(name, part) for part in parts], FOLDER / f"{name}.json", name
     folder = Path(run)

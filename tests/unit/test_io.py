@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -28,6 +29,7 @@ from medimg_utils.io import (
     decode_rle,
     encode_rle,
     read_image,
+    read_nifti,
     read_pickled_arrays,
     write_json_atomic,
     write_png_atomic,
@@ -161,6 +163,32 @@ def test_truncated_files_are_refused(tmp_path, write_dicom, kind, share):
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ImageError, match=r"a\."):
         read_image(path)
+
+
+def test_a_damaged_header_is_refused_whatever_it_breaks(tmp_path, write_dicom):
+    """Bytes of a small file are overwritten at random: an image comes back, or one error."""
+    nifti = tmp_path / "whole.nii"
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), nifti)
+    film = write_dicom(tmp_path / "whole.dcm", np.zeros((8, 9), np.uint8))
+    refused = []
+    for whole, read, first, last in (
+        (nifti, read_nifti, 0, 348),
+        (film, read_image, 132, film.stat().st_size),
+    ):
+        random = np.random.default_rng(0)
+        for _ in range(400):
+            content = bytearray(whole.read_bytes())
+            for place in random.integers(first, last, 3):
+                content[place] = random.integers(256)
+            damaged = tmp_path / f"damaged{whole.suffix}"
+            damaged.write_bytes(content)
+            try:
+                read(damaged)
+            except ImageError as error:
+                refused.append(str(error))
+    assert len(refused) > 100
+    assert all(str(tmp_path / "damaged") in text for text in refused)
 
 
 def test_other_bad_input_says_what_to_do(tmp_path, write_dicom):
@@ -363,6 +391,14 @@ def _files(folder, *names):
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(b"x")
     return paths
+
+
+def test_the_dots_of_an_identifier_are_no_ending(tmp_path):
+    check_outputs(
+        _files(tmp_path, "1.2.840.100", "1.2.840.101"), tmp_path / "o", (".x",)
+    )
+    with pytest.raises(InputError, match="film"):
+        check_outputs(_files(tmp_path, "film.dcm", "film.png"), tmp_path / "o", (".x",))
 
 
 def test_usual_names_pass(tmp_path):

@@ -1,5 +1,6 @@
 """The files of the project agree with each other and with what the readers need."""
 
+import ast
 import hashlib
 import re
 import subprocess
@@ -250,7 +251,29 @@ def test_only_the_wanted_files_are_unpacked(tmp_path: Path) -> None:
         site_assets.extract(missing, tarball, tmp_path / "out")
 
 
-def test_checksums_are_those_of_sha512() -> None:
+def test_use_cases_do_not_import_each_other() -> None:
+    package = ROOT / "medimg_utils"
+    cases = ("pneumothorax", "knee", "brain")
+    seen = 0
+    for case in cases:
+        others = {f"medimg_utils.{name}" for name in cases if name != case}
+        for path in sorted((package / case).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom):
+                    names = {f"{node.module}.{alias.name}" for alias in node.names}
+                elif isinstance(node, ast.Import):
+                    names = {alias.name for alias in node.names}
+                else:
+                    continue
+                seen += 1
+                for name in names:
+                    assert ".".join(name.split(".")[:2]) not in others, (
+                        f"{path}: {name}"
+                    )
+    assert seen > 100
+
+
+def test_checksums_have_the_length_of_sha512() -> None:
     import base64
 
     length = hashlib.sha512().digest_size

@@ -30,6 +30,7 @@ GREY = {
 }
 NAMES = {
     "brats2018": "Brats18_TOY_{:03d}_1",
+    "brats2019": "BraTS19_TOY_{:03d}_1",
     "brats2020": "BraTS20_Training_{:03d}",
     "brats2021": "BraTS2021_{:05d}",
     "brats2023": "BraTS-GLI-{:05d}-000",
@@ -42,6 +43,7 @@ KINDS = {
 # what the release writes for background, core, oedema and enhancing tumour
 VALUES = {
     "brats2018": (0, 1, 2, 4),
+    "brats2019": (0, 1, 2, 4),
     "brats2020": (0, 1, 2, 4),
     "brats2021": (0, 1, 2, 4),
     "brats2023": (0, 1, 2, 3),

@@ -303,6 +303,15 @@ def test_bad_survival_tables_are_refused(text, message, tmp_path):
         read_survival(path)
 
 
+def test_ages_of_cases_without_truth_are_read(tmp_path, write_case):
+    write_case(tmp_path, "brats2018", 1)
+    (tmp_path / "survival_evaluation.csv").write_text(
+        "BraTS18ID,Age,ResectionStatus\nBrats18_TOY_001_1,61.5,GTR\n"
+    )
+    (case,) = read_brats(tmp_path)
+    assert (case.age, case.survival, case.resection) == (61.5, None, "GTR")
+
+
 def test_unknown_numbers_are_none(tmp_path):
     path = tmp_path / "survival_data.csv"
     path.write_text("BraTS18ID,Age,Survival,ResectionStatus\na,NA,,NA\n")

@@ -259,7 +259,8 @@ def test_a_run_is_stored_and_not_repeated(
     assert {lines[0] for lines in alone.values()} == {
         stored["designs"]["baseline"]["scores"][0]
     }
-    assert stored["about"]["n"] == {"test patients": 3, "networks": 9}
+    assert stored["about"]["n"] == {"test patients": 3, "networks": 9, "seeds": 2}
+    assert stored["about"]["seed"] == 0
 
     monkeypatch.setattr(ablation, "train_network", None)  # would fail if it were called
     again = run()

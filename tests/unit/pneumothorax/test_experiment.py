@@ -173,6 +173,17 @@ def test_the_network_has_learned_to_see(run, release, tmp_path):
     assert stored["hausdorff95_mm"]["n"] > 0
 
 
+def test_a_run_of_some_images_is_measured_on_the_fold_of_these(release, tmp_path):
+    few = replace(TOY, images=20, epochs=1)
+    train(release, tmp_path / "run", few, fold=1, **FAST)
+    records = read_siim(release)
+    drawn = limit(records, 20)
+    assert len(drawn) < len(records)
+    answer = evaluate(release, tmp_path / "run", draws=10, progress=False)
+    found = {case["image_id"] for case in answer["cases"]}
+    assert found == {one.image_id for one in split(drawn, few, 1).test}
+
+
 def test_another_test_set_changes_no_threshold(run, tmp_path, write_release):
     other = write_release(tmp_path / "other", patients=8, size=96)
     for path in other.rglob("*.dcm"):  # other people

@@ -9,6 +9,7 @@ import pydicom
 import pytest
 
 from medimg_utils import pretrained, results
+from medimg_utils.errors import InputError
 from medimg_utils.pneumothorax import lab
 from medimg_utils.pneumothorax.dataset import read_siim
 from medimg_utils.pneumothorax.experiment import EXPERIMENTS
@@ -151,7 +152,7 @@ def test_other_folds_join_the_result_whenever_they_are_trained(lab_run):
 def test_the_shipped_fold_is_not_measured_as_another(lab_run):
     _, run = lab_run
     run()
-    with pytest.raises(ValueError, match="run_lab makes it"):
+    with pytest.raises(InputError, match="run_lab makes it"):
         run((0, 1))
 
 
