@@ -487,13 +487,6 @@ def fit(
         chosen = best_precision(fabric.device)
         fabric = Fabric(accelerator=accelerator, devices=devices, precision=chosen)  # type: ignore[arg-type]
     fabric.launch()
-    together = 2 if matched else 1
-    if batch_size < fabric.world_size * together:
-        raise InputError(
-            f"{fabric.world_size} devices are to share batches of {batch_size}"
-            f"{', in which two images belong together' if matched else ''}, so some would "
-            "do the work of others once more. Use fewer devices, or larger batches."
-        )
     if workers is None:
         workers = min(4, max(1, (os.cpu_count() or 2) - 1))
 
@@ -555,7 +548,7 @@ def fit(
                     batch,
                     fabric.global_rank,
                     fabric.world_size,
-                    together=together,
+                    together=2 if matched else 1,
                 )
                 for batch in batches[done:]
             ]

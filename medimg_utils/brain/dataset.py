@@ -3,6 +3,7 @@
 | release | files of a case | core, oedema, enhancing |
 |---|---|---|
 | BraTS 2018 | `{HGG,LGG}/Brats18_*/` `_t1 _t1ce _t2 _flair _seg` | 1, 2, 4 |
+| BraTS 2019 | `{HGG,LGG}/BraTS19_*/`, the same endings | 1, 2, 4 |
 | BraTS 2020 | `BraTS20_Training_001/`, the same endings | 1, 2, 4 |
 | BraTS 2021 | `BraTS2021_00000/`, the same endings | 1, 2, 4 |
 | BraTS 2023 GLI | `BraTS-GLI-00000-000/` `-t1n -t1c -t2w -t2f -seg` | 1, 2, 3 |
@@ -187,7 +188,7 @@ class Case:
 
 
 def read_brats(root: str | os.PathLike[str]) -> list[Case]:
-    """Read a BraTS release of 2018, 2020, 2021, 2023 or 2024, whichever the names say.
+    """Read a BraTS release of 2018 to 2021, 2023 or 2024, whichever the names say.
 
     Case folders may lie anywhere below the root; files end with `.nii.gz` or `.nii`. A
     survival table is read where there is one. One mask of 2020 has a stray name, and one
@@ -429,7 +430,7 @@ def _with_survival(cases: Sequence[Case], tables: Sequence[Path]) -> list[Case]:
 
 
 def read_survival(path: Path) -> dict[str, dict[str, Any]]:
-    """Read `survival_data.csv` (2018) or `survival_info.csv` (2020).
+    """Read `survival_data.csv` (2018, 2019) or `survival_info.csv` (2020).
 
     `survival_evaluation.csv`, of cases without truth, has no column of days.
 

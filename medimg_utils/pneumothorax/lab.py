@@ -15,8 +15,14 @@ from typing import Any
 from medimg_utils import pretrained, results
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe, facts_file, read_facts
+from medimg_utils.io import to_json
 from medimg_utils.labs import once, subject, trained_folds
-from medimg_utils.pneumothorax.experiment import evaluate, from_json, train
+from medimg_utils.pneumothorax.experiment import (
+    evaluate,
+    from_json,
+    get_experiment,
+    train,
+)
 from medimg_utils.pneumothorax.simulate import (
     HELD_OUT,
     LAB_TESTS,
@@ -121,8 +127,8 @@ def run_folds(
     release = ensure_release("lab", progress=progress)
     if not _stored_folds(release):
         raise RunError(
-            f"the stored result {NAME} is not of {release}, so folds of these data "
-            "cannot join it. Call run_lab first."
+            f"the stored result {NAME} is not of {release} and today's settings, so "
+            "folds of these cannot join it. Call run_lab first."
         )
     result = results.load(NAME)
     for fold, run in _trained(release, runs, folds, progress):
@@ -145,12 +151,22 @@ def _trained(
 
 
 def _stored_folds(release: Path) -> dict[str, Any]:
-    """The folds of the stored result, if that is of the same data."""
+    """The folds of the stored result, if that is of the same data and settings.
+
+    How a network is asked may differ, which each fold says.
+    """
     if NAME not in results.names():
         return {}
     stored = results.load(NAME)
     trained = stored["training"]["about"]["data"]["simulation"]
+
+    def recipe(table: list[dict[str, Any]]) -> dict[str, Any]:
+        asked = ("mirror", "zooms")
+        return {row["setting"]: row["ours"] for row in table} | dict.fromkeys(asked)
+
+    present = to_json(describe(get_experiment("lab")))
     same = trained == describe_release(release)["simulation"]
+    same = same and recipe(stored["settings"]) == recipe(present)
     return dict(stored["folds"]) if same else {}
 
 

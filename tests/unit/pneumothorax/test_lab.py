@@ -169,6 +169,17 @@ def test_folds_of_other_data_do_not_join(lab_run):
     settings.write_text(before)
 
 
+def test_folds_of_other_settings_do_not_join(lab_run, monkeypatch):
+    _, run = lab_run
+    run()
+    other = replace(EXPERIMENTS["lab"], channels=(8, 9))
+    monkeypatch.setitem(EXPERIMENTS, "lab", other)
+    with pytest.raises(RunError, match=r"today's settings"):
+        run((3,))
+    monkeypatch.setitem(EXPERIMENTS, "lab", replace(other, channels=(8, 8)))
+    assert "0" in run((1,))[0]["folds"]
+
+
 def test_an_answer_about_older_data_is_measured_anew(lab_run):
     root, run = lab_run
     first, _ = run()
