@@ -143,11 +143,22 @@ def _read_picture(path: Path) -> Image2D:
 def _read_dicom(path: Path) -> Image2D:
     """DICOM in any transfer syntax that pydicom and Pillow decode."""
     header = read_header(path, stop_before_pixels=False)
-    try:
+    with understood(path):
         return _of_dicom(path, header)
+
+
+@contextmanager
+def understood(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Values of a DICOM header are used inside; pydicom converts them only then.
+
+    Raises:
+        ImageError: one of them cannot be converted.
+    """
+    try:
+        yield
     except ImageError:
         raise
-    except Exception as error:  # pydicom converts a value when it is asked for
+    except Exception as error:  # each kind of value has its own kinds of error
         raise ImageError(
             f"{path} has a header that cannot be understood ({error}). Copy or download "
             "it again."

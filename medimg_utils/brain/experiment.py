@@ -829,6 +829,12 @@ def predict_case(run: Run, case: Case, segmenter: Segmenter) -> Prediction:
     """
     scan = load(case)
     prepared = prepare_scan(case, scan, run.experiment.voxel)
+    return _predict(run, scan, prepared, segmenter)
+
+
+def _predict(
+    run: Run, scan: Scan, prepared: Prepared, segmenter: Segmenter
+) -> Prediction:
     started = time.perf_counter()
     found = segmenter.segment(prepared)
     least = least_certain(run, segmenter.mode)
@@ -887,7 +893,9 @@ def evaluate(
         prediction = predict_case(loaded, case, segmenter)
         rows.append(_case(case, prediction))
         rows[-1]["largest_part_dice"] = (
-            dices(predict_case(loaded, case, alone).labels, _truth(prediction.scan))
+            dices(
+                _predict(loaded, *prediction[:2], alone).labels, _truth(prediction.scan)
+            )
             if prediction.parts > 1
             else {name: rows[-1][name]["dice"] for name in REGIONS}
         )

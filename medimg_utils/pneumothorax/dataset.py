@@ -36,6 +36,7 @@ from medimg_utils.io import (
     decode_rle,
     read_header,
     read_image,
+    understood,
 )
 from medimg_utils.pneumothorax.preprocess import (
     Augment,
@@ -220,18 +221,13 @@ def _siim_table(root: Path) -> dict[str, tuple[str, ...]]:
 def _header_facts(path: Path) -> dict[str, Any]:
     """Patient, age, sex and view from a DICOM header; names and dates are not read."""
     header = read_header(path)
-    try:
+    with understood(path):
         return {
             "patient": str(header.get("PatientID") or "").strip(),
             "age": parse_age(header.get("PatientAge")),
             "sex": _one_of(header.get("PatientSex"), ("M", "F")),
             "view": _one_of(header.get("ViewPosition"), ("PA", "AP")),
         }
-    except Exception as error:  # pydicom converts a value when it is asked for
-        raise ImageError(
-            f"{path} has a header that cannot be understood ({error}). Copy or download "
-            "it again."
-        ) from error
 
 
 # --------------------------------------------------------------------- NIH ChestX-ray14
