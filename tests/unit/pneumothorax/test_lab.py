@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pydicom
@@ -86,6 +87,18 @@ def change(settings, **values):
     settings.write_text(json.dumps(stored | values))
 
 
+@contextmanager
+def next_version(root):
+    """Inside, the lab release is one of another version of the simulation."""
+    settings = root / "data" / lab.NAME / "simulation.json"
+    before = settings.read_text()
+    change(settings, version=VERSION + 1)
+    try:
+        yield
+    finally:
+        settings.write_text(before)
+
+
 def test_the_result_is_of_the_network_that_is_shipped(lab_run):
     root, run = lab_run
     result, _ = run()
@@ -159,14 +172,13 @@ def test_the_shipped_fold_is_not_measured_as_another(lab_run):
 def test_folds_of_other_data_do_not_join(lab_run):
     root, run = lab_run
     run()
-    settings = root / "data" / lab.NAME / "simulation.json"
-    before = settings.read_text()
-    change(settings, version=VERSION + 1)
     stored = results.load(lab.NAME)
-    with pytest.raises(RunError, match=r"is not of .*Call run_lab first"):
+    with (
+        next_version(root),
+        pytest.raises(RunError, match=r"is not of .*Call run_lab first"),
+    ):
         run((3,))
     assert results.load(lab.NAME) == stored
-    settings.write_text(before)
 
 
 def test_folds_of_other_settings_do_not_join(lab_run, monkeypatch):
@@ -230,13 +242,12 @@ def test_an_answer_of_another_network_is_measured_anew(lab_run, monkeypatch):
 def test_a_run_that_learned_from_older_data_is_refused(lab_run):
     root, run = lab_run
     run()
-    settings = root / "data" / lab.NAME / "simulation.json"
-    before = settings.read_text()
-    change(settings, version=VERSION + 1)
     shipped = (root / "pretrained" / f"{lab.NAME}.safetensors").read_bytes()
-    with pytest.raises(
-        RunError, match=r"fold0 was trained on the simulation .*lab holds"
+    with (
+        next_version(root),
+        pytest.raises(
+            RunError, match=r"fold0 was trained on the simulation .*lab holds"
+        ),
     ):
         run()
     assert (root / "pretrained" / f"{lab.NAME}.safetensors").read_bytes() == shipped
-    settings.write_text(before)
