@@ -338,6 +338,18 @@ def test_the_shipped_network_repeats_a_stored_score(tmp_path):
     assert answer["settings"]["experiment"]["size"] == "lab"
 
 
+def test_the_stored_folds_hold_every_film_once():
+    stored = results.load("pneumothorax-lab")
+    settings = {row["setting"]: row["ours"] for row in stored["settings"]}
+    folds = stored["folds"].values()
+    assert len(folds) == settings["folds"]
+    released = stored["training"]["about"]["data"]
+    for part in ("images", "patients", "positives"):
+        assert sum(fold["n"][part] for fold in folds) == released[part]
+    for fold in folds:  # asked as the network that is shipped
+        assert (fold["mirror"], fold["zooms"]) == (settings["mirror"], settings["zooms"])
+
+
 def test_a_folder_without_run_says_what_to_do(tmp_path):
     with pytest.raises(RunError, match=r"best\.safetensors.*--resume"):
         load_run(tmp_path)
