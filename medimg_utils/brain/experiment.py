@@ -51,6 +51,7 @@ from medimg_utils.brain.inference import (
     MODES,
     SIDE,
     Networks,
+    Segmentation,
     Segmenter,
     without_doubtful_enhancing,
 )
@@ -109,6 +110,7 @@ REHEARSE = "rehearse"  # folder of what the second network may learn beforehand
 ENDINGS = ("_seg.nii.gz", ".json")  # of the files that predict writes
 TIE = 0.005  # of mean Dice: what two modes may differ by and count as equally good
 LEAST_CERTAIN = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # certain cm³ to choose from
+SHARES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # of the largest part, to compare
 
 FAULTS = (
     {
@@ -594,10 +596,11 @@ def choose_on_validation(
 
     Returns:
         `mode`, and `modes` with what was chosen for each and the numbers behind it;
+        `parts`: see `compare_shares`, what the setting of that name is to follow;
         `chosen_on` is None for the validation patients of the run.
     """
     found: dict[str, Any] = {}
-    truths = []
+    truths: list[tuple[NDArray[np.uint8], float]] = []
     for case in cases:
         scan = load(case)  # its images are not kept: a hundred MB each
         truths.append((_truth(scan), _voxel_cm3(scan)))
@@ -620,7 +623,70 @@ def choose_on_validation(
             "dice": by_least[best],
             "mean_dice": float(np.mean(list(by_least[best].values()))),
         }
-    return {"mode": default_mode(found), "modes": found, "chosen_on": None}
+    mode = default_mode(found)
+    shares = compare_shares(
+        networks,
+        prepared,
+        truths,
+        mode,
+        found[mode]["least_certain_cm3"],
+        progress=progress,
+    )
+    return {"mode": mode, "modes": found, "parts": shares, "chosen_on": None}
+
+
+def compare_shares(
+    networks: Networks,
+    prepared: Sequence[Prepared],
+    truths: Sequence[tuple[NDArray[np.uint8], float]],
+    mode: str,
+    least_cm3: float,
+    *,
+    shares: Sequence[float] = SHARES,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """What it is worth to keep smaller parts of the tumour that step 1 finds.
+
+    Args:
+        networks: of a run.
+        prepared: the cases.
+        truths: their true labels, and the cm³ of a voxel.
+        mode: of inference.
+        least_cm3: its rule for doubtful enhancing tumours.
+        shares: of the largest part; see `medimg_utils.brain.inference.large_parts`.
+        progress: show a bar.
+
+    Returns:
+        `n`, and for each share `several` (cases of which more than one part is kept) and
+        `dice` (mean of each region over all cases).
+    """
+    segmenters = {
+        share: Segmenter(replace(networks, parts=share), mode)
+        for share in sorted(shares)
+    }
+    several = dict.fromkeys(shares, 0)
+    rows: dict[float, list[dict[str, float]]] = {share: [] for share in shares}
+    pairs = list(zip(prepared, truths, strict=True))
+    bar = tqdm(pairs, "parts", disable=not progress, leave=False)
+    for one, (truth, voxel_cm3) in bar:
+        answers: list[Segmentation] = []
+        for share, segmenter in segmenters.items():
+            # Where one part is left, a larger share leaves the same.
+            if not answers or answers[-1].parts > 1:
+                answers.append(segmenter.segment(one))
+            labels = without_doubtful_enhancing(answers[-1], voxel_cm3, least_cm3)
+            rows[share].append(dices(labels, truth))
+            several[share] += answers[-1].parts > 1
+    return {
+        "n": len(pairs),
+        "several": {str(share): count for share, count in several.items()},
+        "dice": {
+            str(share): {
+                name: float(np.mean([row[name] for row in found])) for name in REGIONS
+            }
+            for share, found in rows.items()
+        },
+    }
 
 
 def default_mode(found: Mapping[str, Mapping[str, Any]]) -> str:

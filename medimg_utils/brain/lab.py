@@ -176,6 +176,7 @@ def _training(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "chosen_mode": facts["mode"],
         "chosen_on": facts["chosen_on"],
         "choices": facts["modes"],
+        "parts": facts["parts"],
         "survival": facts["survival"],
         "about": facts["about"],
     }

@@ -1,10 +1,12 @@
 """Every page of the built book, opened from the disk in a browser without a network."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
+from visits import Visit, offline
 
 BOOK = Path(__file__).parents[2] / "book"
 HTML = Path(__file__).parents[2] / "_build" / "html"
@@ -37,32 +39,41 @@ def test_page_names_no_other_host_to_load_from(page: str) -> None:
     assert len(text.encode()) <= MAX_PAGE_BYTES
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("page", PAGES)
-def test_page_is_whole_and_accessible(visit, page: str, theme: str) -> None:
-    visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
-    opened = visit.open(HTML / page)
+@pytest.fixture(scope="module", params=["light", "dark"])
+def theme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def opened(
+    request: pytest.FixtureRequest, theme: str, browser: Browser
+) -> Iterator[Visit]:
+    """A page, opened once for all tests of it."""
+    with offline(browser) as visit:
+        visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+        visit.open(HTML / request.param)
+        yield visit
+
+
+def test_page_is_whole_and_accessible(opened: Visit) -> None:
     broken = "nodes => nodes.filter(n => n.complete && !n.naturalWidth).map(n => n.src)"
-    assert not opened.locator("img").evaluate_all(broken)
-    assert not visit.requests
-    assert not visit.errors
-    assert not visit.barriers()
+    assert not opened.page.locator("img").evaluate_all(broken)
+    assert not opened.requests
+    assert not opened.errors
+    assert not opened.barriers()
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_figures_have_alt_text(visit, page: str) -> None:
-    images = visit.open(HTML / page).locator(".cell_output img")
+def test_figures_have_alt_text(opened: Visit) -> None:
+    images = opened.page.locator(".cell_output img")
     for alt in images.evaluate_all("nodes => nodes.map(node => node.alt)"):
         # Without a text of its own MyST-NB writes the name of the file.
         assert len(alt) > 15
         assert not alt.endswith(".png")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_viewers_are_alive(visit, page: str) -> None:
-    opened = visit.open(HTML / page)
-    viewers = opened.locator(".medimg-viewer")
-    if page.startswith("foundations/"):  # each of its chapters has one
+def test_viewers_are_alive(opened: Visit) -> None:
+    viewers = opened.page.locator(".medimg-viewer")
+    if "/foundations/" in opened.page.url:  # each of its chapters has one
         viewers.first.wait_for(timeout=15_000)
     for viewer in viewers.all():
         picture = viewer.locator("canvas").first
@@ -75,7 +86,7 @@ def test_viewers_are_alive(visit, page: str) -> None:
         seen = set()
         for key in ("Home", "End"):
             slider.press(key)
-            opened.wait_for_timeout(150)
+            opened.page.wait_for_timeout(150)
             seen.add(picture.evaluate("node => node.toDataURL()"))
         assert len(seen | {before}) > 1
 

@@ -285,6 +285,7 @@ def test_mode_and_rule_can_be_chosen_on_more_patients(run, tmp_path, write_relea
     assert before["chosen_on"] is None
     assert after["chosen_on"]["patients"] == 3
     assert after["modes"] == answer["modes"]
+    assert after["parts"]["n"] == 3
     assert after["mode"] in after["modes"]
     assert {*before["patients"]["validation"]} < {*after["patients"]["validation"]}
     for key in ("experiment", "survival", "best"):

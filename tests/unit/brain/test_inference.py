@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.nn import functional as F
 
+from medimg_utils.brain.experiment import compare_shares
 from medimg_utils.brain.inference import (
     MODES,
     RIM,
@@ -321,6 +322,29 @@ def test_a_second_tumour_is_kept_if_it_is_large_enough():
         seen.append((second, answer.parts))
     # 8 voxels beside a ball of hundreds
     assert seen == [(False, 1), (False, 1), (True, 2)]
+
+
+def test_shares_of_parts_are_compared_against_the_truth():
+    images, labels = patient()
+    prepared = prepare(images, (1.0, 1.0, 1.0), 1.0)
+    second = labels.copy()
+    second[8:10, 21:23, 17:19] = 2
+    kept = {}
+    for name, truth in (("spot", labels), ("tumour", second)):
+        shares = (1.0, 0.1, 0.0001)
+        found = compare_shares(
+            networks(), [prepared], [(truth, 0.001)], "fast", 0.0, shares=shares
+        )
+        assert found["n"] == 1
+        assert found["several"] == {"1.0": 0, "0.1": 0, "0.0001": 1}
+        kept[name] = {share: row["WT"] for share, row in found["dice"].items()}
+        assert kept[name]["1.0"] == kept[name]["0.1"]  # 8 voxels of thousands
+        labels_now = Segmenter(networks(parts=0.0001), "fast").segment(prepared).labels
+        overlap = 2 * ((labels_now > 0) & (truth > 0)).sum()
+        total = (labels_now > 0).sum() + (truth > 0).sum()
+        assert kept[name]["0.0001"] == pytest.approx(overlap / total)
+    assert kept["spot"]["0.0001"] < kept["spot"]["1.0"]
+    assert kept["tumour"]["0.0001"] > kept["tumour"]["1.0"]
 
 
 def test_step_1_can_be_coarser():

@@ -102,6 +102,7 @@ def test_the_result_says_all_that_the_pages_show(stored):
         assert len(network["history"]) >= network["best"]["epoch"] > 0
         assert network["weights"] > 0
     assert read["training"]["chosen_on"]["patients"] == 2
+    assert read["training"]["parts"]["n"] == 2
     inference = read["inference"]
     assert inference["all modes"]["n"] == 1
     assert set(inference["all modes"]["modes"]) == {"reference", "fast", "one-pass"}

@@ -347,7 +347,8 @@ def test_the_stored_folds_hold_every_film_once():
     for part in ("images", "patients", "positives"):
         assert sum(fold["n"][part] for fold in folds) == released[part]
     for fold in folds:  # asked as the network that is shipped
-        assert (fold["mirror"], fold["zooms"]) == (settings["mirror"], settings["zooms"])
+        for name in ("mirror", "zooms"):
+            assert fold[name] == settings[name]
 
 
 def test_a_folder_without_run_says_what_to_do(tmp_path):

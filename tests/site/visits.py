@@ -1,0 +1,81 @@
+"""A page that is open in a browser without a network."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, Route
+
+# How many viewers of this project the page describes; they appear a little later.
+COUNT_VIEWERS = """() => {
+  const parse = kind => [...document.querySelectorAll(
+    `script[type="application/vnd.jupyter.widget-${kind}+json"]`
+  )].map(node => JSON.parse(node.textContent));
+  const models = Object.assign({}, ...parse("state").map(one => one.state));
+  const id = one => models[one.model_id]?.state._anywidget_id ?? "";
+  return parse("view").filter(one => id(one).startsWith("medimg_utils.")).length;
+}"""
+
+
+@dataclass
+class Visit:
+    """An open page and what went wrong while it was open."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def open(self, path: Path, query: str = "") -> Page:
+        """Load a local page and wait for its viewers."""
+        self.page.goto(path.as_uri() + query, wait_until="load")
+        self.page.wait_for_function(
+            "n => document.querySelectorAll('.medimg-viewer[data-ready]').length >= n",
+            arg=self.viewers(),
+            timeout=30_000,
+        )
+        return self.page
+
+    def viewers(self) -> int:
+        """How many viewers the page describes."""
+        return int(self.page.evaluate(COUNT_VIEWERS))
+
+    def barriers(self) -> list[str]:
+        """Violations of accessibility that axe calls serious or critical."""
+        found = Axe().run(self.page).response["violations"]
+        return [
+            f"{one['id']}: {node['html']} {[why['message'] for why in node['any']]}"
+            for one in found
+            if one["impact"] in {"serious", "critical"}
+            for node in one["nodes"]
+        ]
+
+
+@contextmanager
+def offline(browser: Browser) -> Iterator[Visit]:
+    """A fresh page; any request that leaves the disk is refused and noted."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    record = Visit(context.new_page())
+
+    def refuse(route: Route) -> None:
+        url = route.request.url
+        if url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            record.requests.append(url)
+            route.abort()
+
+    context.route("**/*", refuse)
+    record.page.on(
+        "console",
+        lambda message: (
+            record.errors.append(message.text) if message.type == "error" else None
+        ),
+    )
+    record.page.on(
+        "requestfailed", lambda request: record.errors.append(f"lacks {request.url}")
+    )
+    record.page.on("pageerror", lambda error: record.errors.append(str(error)))
+    yield record
+    context.close()
