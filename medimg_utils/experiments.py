@@ -25,9 +25,14 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
-def setting(default: Any, *, paper: Any = None, why: str) -> Any:
-    """A field that knows the paper's value (None: not published) and our reason."""
-    return field(default=default, metadata={"paper": paper, "why": why})
+def setting(
+    default: Any, *, paper: Any = None, why: str, asked: bool = False
+) -> Any:
+    """A field that knows the paper's value (None: not published) and our reason.
+
+    ``asked`` marks how a trained network is asked, which its weights do not depend on.
+    """
+    return field(default=default, metadata={"paper": paper, "why": why, "asked": asked})
 
 
 def choose(
@@ -81,6 +86,15 @@ def describe(experiment: Any) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def recipe(experiment: Any) -> dict[str, Any]:
+    """The settings that trained weights depend on, as JSON has them."""
+    return {
+        item.name: to_json(getattr(experiment, item.name))
+        for item in fields(experiment)
+        if not item.metadata["asked"]
+    }
 
 
 def facts_file(run: Path) -> Path:

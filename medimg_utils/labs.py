@@ -12,24 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from medimg_utils import pretrained
-from medimg_utils.experiments import facts_file, read_facts
+from medimg_utils.experiments import facts_file, read_facts, recipe
 from medimg_utils.io import to_json, write_json_atomic
 from medimg_utils.release import describe_release, digest_of
 from medimg_utils.training import RunError
 
 
-def check_data(run: Path, release: Path) -> None:
-    """Refuse a run that was trained on another simulation than the present one.
+def check_run(run: Path, release: Path, experiment: Any) -> None:
+    """Refuse a run of another simulation, or of other settings, than the present ones.
 
     Raises:
-        RunError: says which simulation it was trained on.
+        RunError: says what it was trained on, or with which settings.
     """
-    trained_on = read_facts(run)["data"].get("simulation")
+    facts = read_facts(run)
+    trained_on = facts["data"].get("simulation")
     present = describe_release(release).get("simulation")
     if trained_on != present:
         raise RunError(
             f"{run} was trained on the simulation {trained_on}, but {release} holds "
             f"{present}. Give another folder for the runs, or delete this one."
+        )
+    stored = facts["experiment"]
+    changed = [
+        f"{name} was {stored[name]!r} and is now {value!r}"
+        for name, value in recipe(experiment).items()
+        if name in stored and stored[name] != value
+    ]
+    if changed:
+        raise RunError(
+            f"{run} was trained with other settings: {'; '.join(changed)}. Give another "
+            "folder for the runs, or delete this one."
         )
 
 
@@ -38,6 +50,7 @@ def trained_folds(
     release: Path,
     runs: Path,
     folds: Sequence[int],
+    experiment: Any,
     train: Callable[[Path, int], object],
 ) -> Iterator[tuple[int, Path]]:
     """Each fold and the folder of its run, trained first where it is not yet.
@@ -47,16 +60,18 @@ def trained_folds(
         release: that they are trained on.
         runs: folder that holds (or will hold) one run a fold.
         folds: of the cross-validation.
+        experiment: the settings.
         train: trains into a folder, for a fold, or goes on where it was stopped.
 
     Raises:
-        RunError: `runs` holds a run that was trained on other data.
+        RunError: `runs` holds a run that was trained on other data, or with other
+            settings.
     """
     for fold in folds:
         run = runs / f"{name}-fold{fold}"
         if not facts_file(run).is_file():
             train(run, fold)
-        check_data(run, release)
+        check_run(run, release, experiment)
         yield fold, run
 
 

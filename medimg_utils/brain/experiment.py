@@ -159,6 +159,7 @@ class Experiment:
         paper=1.0,
         why="connected parts of step 1's tumour that are kept, as a share of the "
         "largest; 1 is that one alone, and loses the second of two tumours",
+        asked=True,
     )
     find_width: int = setting(16, paper=16, why="first level's channels in step 1")
     segment_width: int = setting(32, paper=32, why="first level's channels in step 2")

@@ -24,6 +24,7 @@ from medimg_utils.brain.experiment import (
     compare_modes,
     evaluate,
     from_json,
+    get_experiment,
     survival_cohort,
     train,
 )
@@ -71,11 +72,12 @@ def run_lab(
         RunError: `runs` holds a run that was trained on other data.
     """
     release = ensure_release("lab", progress=progress)
+    chosen = get_experiment(experiment) if isinstance(experiment, str) else experiment
 
     def learn(run: Path, fold: int) -> None:
-        train(release, run, experiment, fold=fold, resume=True, progress=progress)
+        train(release, run, chosen, fold=fold, resume=True, progress=progress)
 
-    (_, shipped), *_ = trained_folds(NAME, release, runs, folds, learn)
+    (_, shipped), *_ = trained_folds(NAME, release, runs, folds, chosen, learn)
     about = facts_file(shipped)
     choice = ensure_release("lab-choice", progress=progress)
     chosen_on = read_facts(shipped)["chosen_on"]

@@ -16,7 +16,7 @@ from medimg_utils import pretrained, results
 from medimg_utils.experiments import describe, facts_file, read_facts
 from medimg_utils.io import to_json
 from medimg_utils.knee.dataset import DIAGNOSES
-from medimg_utils.knee.experiment import evaluate, from_json, train
+from medimg_utils.knee.experiment import evaluate, from_json, get_experiment, train
 from medimg_utils.knee.simulate import HELD_OUT, LAB_TESTS, ensure_release
 from medimg_utils.labs import once, subject, trained_folds
 from medimg_utils.training import BEST, read_log, trained_on
@@ -51,7 +51,7 @@ def run_lab(
     def learn(run: Path, fold: int) -> None:
         train(release, run, "lab", fold=fold, resume=True, progress=progress)
 
-    trained = trained_folds(NAME, release, runs, folds, learn)
+    trained = trained_folds(NAME, release, runs, folds, get_experiment("lab"), learn)
     facts = {str(fold): read_facts(run) for fold, run in trained}
     shipped = runs / f"{NAME}-fold{folds[0]}"
     first = facts[str(folds[0])]

@@ -158,13 +158,18 @@ class Experiment:
         "negative of the same patient: what differs between the two is the disease; "
         "half of the draws are positive then",
     )
-    positions: int = setting(2, why="overlapping crops along each axis at prediction")
+    positions: int = setting(
+        2, why="overlapping crops along each axis at prediction", asked=True
+    )
     mirror: bool = setting(
         False,
         why="at prediction, the mean of the logits of a film and its mirror image",
+        asked=True,
     )
     zooms: tuple[float, ...] = setting(
-        (1.0,), why="at prediction, the mean of the logits of a film at these sizes"
+        (1.0,),
+        why="at prediction, the mean of the logits of a film at these sizes",
+        asked=True,
     )
     specificity: float = setting(0.9, why="at which the score threshold is set")
 

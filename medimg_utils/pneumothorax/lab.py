@@ -14,8 +14,7 @@ from typing import Any
 
 from medimg_utils import pretrained, results
 from medimg_utils.errors import InputError
-from medimg_utils.experiments import describe, facts_file, read_facts
-from medimg_utils.io import to_json
+from medimg_utils.experiments import describe, facts_file, read_facts, recipe
 from medimg_utils.labs import once, subject, trained_folds
 from medimg_utils.pneumothorax.experiment import (
     evaluate,
@@ -147,7 +146,7 @@ def _trained(
     def learn(run: Path, fold: int) -> None:
         train(release, run, "lab", fold=fold, resume=True, progress=progress)
 
-    return trained_folds(NAME, release, runs, folds, learn)
+    return trained_folds(NAME, release, runs, folds, get_experiment("lab"), learn)
 
 
 def _stored_folds(release: Path) -> dict[str, Any]:
@@ -159,14 +158,9 @@ def _stored_folds(release: Path) -> dict[str, Any]:
         return {}
     stored = results.load(NAME)
     trained = stored["training"]["about"]["data"]["simulation"]
-
-    def recipe(table: list[dict[str, Any]]) -> dict[str, Any]:
-        asked = ("mirror", "zooms")
-        return {row["setting"]: row["ours"] for row in table} | dict.fromkeys(asked)
-
-    present = to_json(describe(get_experiment("lab")))
+    settings = {row["setting"]: row["ours"] for row in stored["settings"]}
     same = trained == describe_release(release)["simulation"]
-    same = same and recipe(stored["settings"]) == recipe(present)
+    same = same and recipe(get_experiment("lab")).items() <= settings.items()
     return dict(stored["folds"]) if same else {}
 
 

@@ -55,7 +55,7 @@ def write_cohort(folder, n=80, **options):
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory, run, brats, write_release):
+def stored(tmp_path_factory, run, brats, toy, write_release):
     """One lab run on toys, with networks that are trained already."""
     root = tmp_path_factory.mktemp("lab")
     other = write_release(root / "other", patients=9, first=100)
@@ -73,11 +73,11 @@ def stored(tmp_path_factory, run, brats, write_release):
         patch.setattr(lab, "ensure_release", lambda name, **_: root / FOLDERS[name])
         patch.setattr(pretrained, "FOLDER", root / "pretrained")
         patch.setattr(results, "FOLDER", root / "results")
-        result = run_lab(root / "runs", compared=1, progress=False)
+        result = run_lab(root / "runs", experiment=toy, compared=1, progress=False)
         with pytest.MonkeyPatch.context() as once:
             for name in ("train", "evaluate", "compare_modes", "choose_anew"):
                 once.delattr(lab, name)  # what is done is not done again
-            again = run_lab(root / "runs", compared=1, progress=False)
+            again = run_lab(root / "runs", experiment=toy, compared=1, progress=False)
     assert json.dumps(again) == json.dumps(result)
     return root, result
 

@@ -227,16 +227,31 @@ def test_a_network_that_is_asked_otherwise_is_measured_anew(lab_run):
     run()
 
 
-def test_an_answer_of_another_network_is_measured_anew(lab_run, monkeypatch):
+def test_an_answer_of_another_network_is_measured_anew(lab_run, tmp_path, monkeypatch):
     root, run = lab_run
     run()
-    for name in (BEST, "best.json", "last.safetensors", "settings.json", "log.csv"):
-        (root / "runs" / f"{lab.NAME}-fold0" / name).unlink()
-    monkeypatch.setitem(
-        EXPERIMENTS, "lab", replace(EXPERIMENTS["lab"], learning_rate=1e-4)
-    )
-    _, done = run()
+    shipped = root / "runs" / f"{lab.NAME}-fold0"
+    kept = shutil.move(shipped, tmp_path / "kept")
+    with monkeypatch.context() as patch:
+        patch.setitem(
+            EXPERIMENTS, "lab", replace(EXPERIMENTS["lab"], learning_rate=1e-4)
+        )
+        _, done = run()
     assert done == {"train": 1, "evaluate": len(TESTS)}
+    shutil.rmtree(shipped)
+    shutil.move(kept, shipped)
+    assert run()[1] == {}  # the answers lie beside the network
+
+
+def test_a_run_of_other_settings_is_refused(lab_run, monkeypatch):
+    _, run = lab_run
+    run()
+    now = EXPERIMENTS["lab"]
+    monkeypatch.setitem(EXPERIMENTS, "lab", replace(now, weight_decay=0.5))
+    with pytest.raises(RunError, match=r"weight_decay was 0\.01 and is now 0\.5"):
+        run()
+    monkeypatch.setitem(EXPERIMENTS, "lab", replace(now, mirror=not now.mirror))
+    assert run()[1] == {}  # the weights do not depend on how they are asked
 
 
 def test_a_run_that_learned_from_older_data_is_refused(lab_run):
