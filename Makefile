@@ -78,7 +78,7 @@ notebooks: $(BUILT) ## Run every notebook at the tiny size
 
 .PHONY: site
 site: book ## Build the website and test it in a browser
-	$(PARALLEL) tests/site
+	$(PARALLEL) --dist=worksteal tests/site
 
 .PHONY: lab
 lab: $(BUILT) ## Open the chapters in JupyterLab

@@ -191,6 +191,13 @@ def test_demo_is_accessible(visit, demo: Path, name: str, theme: str) -> None:
     assert not visit.barriers()
 
 
+@pytest.mark.parametrize("pale", [".highlight pre .n", "article h1"])
+def test_what_is_too_pale_to_read_is_found(visit, demo: Path, pale: str) -> None:
+    page = visit.open(demo / "images.html")
+    page.add_style_tag(content=f"{pale} {{ color: #ddd !important }}")
+    assert any(found.startswith("color-contrast") for found in visit.barriers())
+
+
 def test_a_solution_is_folded_until_it_is_asked_for(visit, demo: Path) -> None:
     page = visit.open(demo / "exercises.html")
     answer = page.get_by_text("It is two.")
