@@ -25,9 +25,7 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
-def setting(
-    default: Any, *, paper: Any = None, why: str, asked: bool = False
-) -> Any:
+def setting(default: Any, *, paper: Any = None, why: str, asked: bool = False) -> Any:
     """A field that knows the paper's value (None: not published) and our reason.
 
     ``asked`` marks how a trained network is asked, which its weights do not depend on.

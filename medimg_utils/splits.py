@@ -121,7 +121,10 @@ def one_each(patients: ArrayLike, seed: int = 0) -> NDArray[np.intp]:
 
 
 def patient_digest(patient: str) -> str:
-    """One-way name of a patient: enough to notice one again, not to tell who.
+    """Another name of a patient, enough to notice one again.
+
+    It hides nobody from those who have a list of names to try: that needs a secret key,
+    and then the patients of two runs could not be compared.
 
     >>> len(patient_digest("P1")), patient_digest("P1") == patient_digest("P2")
     (16, False)

@@ -39,6 +39,7 @@ Item = TypeVar("Item")
 # (step, steps, peak, rows of the log so far) → learning rate
 Schedule = Callable[[int, int, float, Sequence[Mapping[str, Any]]], float]
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
+SETTINGS = "settings.json"
 
 
 class RunError(InputError):
@@ -380,15 +381,18 @@ def trained_on(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def refuse_run(out: Path) -> None:
-    """Refuse a folder that holds a run, before any work is done.
+    """Refuse a folder that holds a run, or files named like its own, before any work.
 
     Raises:
-        RunError: there is a checkpoint in it, or in a folder below.
+        RunError: there is a checkpoint in it, or in a folder below, or a file that
+            training would write over.
     """
-    if any(out.rglob(LAST)):
+    written = (out / name for name in (SETTINGS, LOG, BEST, f"{Path(BEST).stem}.json"))
+    found = next((file for file in (*out.rglob(LAST), *written) if file.exists()), None)
+    if found is not None:
         raise RunError(
-            f"{out} already holds a run. Give another folder, or --resume to go on with "
-            "it."
+            f"{out} already holds a run, or something else with a file {found.name}. "
+            "Give another folder, or --resume to go on with a run."
         )
 
 
@@ -502,9 +506,9 @@ def fit(
         "step": 0, "loss_sum": 0.0, "seconds": 0.0, "best": None, "history": [],
         "settings": settings,
     }  # fmt: skip
+    if not resume:
+        refuse_run(out)
     if (out / LAST).is_file():
-        if not resume:
-            refuse_run(out)
         tensors, stored = load_tensors(out / LAST)
         state |= stored
         _check_same(out, state["settings"], settings)
@@ -512,8 +516,10 @@ def fit(
         if fabric.is_global_zero:
             for left in out.glob(".partial-*"):  # by a process that was killed
                 left.unlink(missing_ok=True)
-    elif fabric.is_global_zero:
-        write_json_atomic(out / "settings.json", settings)
+    else:
+        _check_settings(out / SETTINGS, settings)
+        if fabric.is_global_zero:
+            write_json_atomic(out / SETTINGS, settings)
 
     def checkpoint() -> None:
         if fabric.is_global_zero:
@@ -640,6 +646,20 @@ def _check_finite(
         "images, or lower the learning rate; the last checkpoint is from before this "
         "batch."
     )
+
+
+def _check_settings(file: Path, now: Mapping[str, Any]) -> None:
+    """A file of a run that was stopped before its first checkpoint, or not of a run."""
+    if not file.is_file():
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        is_of_a_run = bool(before.keys() & now.keys())
+    except (ValueError, AttributeError):
+        is_of_a_run = False
+    if not is_of_a_run:
+        raise RunError(f"{file} is not of a run. Give another folder.")
+    _check_same(file.parent, before, now)
 
 
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

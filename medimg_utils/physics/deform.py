@@ -2,7 +2,8 @@
 
 Every map here is a *pull* map: it says for a point of the new patient where in the
 original scan to look.  Pull maps compose without holes, and sampling along X-rays
-deforms and projects in one step.  All is torch and runs on the device of its input.
+deforms and projects in one step.  All is torch, and maps run on the device of their
+points.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def smooth_noise(
 
     White noise on a coarse lattice is filtered by a Gaussian of one knot, so that no
     box shapes of the lattice show, and interpolated (cubic in 2-D, linear in 3-D).
+    The generator is one of the CPU, and so is the field.
     """
     coarse = torch.randn([1, 1, *(k + 4 for k in knots)], generator=generator)
     kernel = torch.tensor([0.1065, 0.7870, 0.1065])
@@ -135,8 +137,9 @@ def random_deformation(
     the back: ribs run down to the front, steeply in some and nearly level in others.
     ``bend_mm`` is the standard deviation of the displacement at the knots (about 0.7 of
     it is left on average over the space between them) and ``knot_mm`` the length over
-    which it changes.  A bend of more than a fifth of its knot could fold tissue onto
-    itself, and is refused.
+    which it changes.  The generator is one of the CPU, so that a seed means the same
+    patient everywhere; the map is on the device of the box.  A bend of more than a
+    fifth of its knot could fold tissue onto itself, and is refused.
     """
     if bend_mm > 0.2 * knot_mm:
         raise ValueError(
@@ -152,6 +155,12 @@ def random_deformation(
     shear = torch.eye(3)
     shear[2, 1] = -slope
     matrix = torch.diag(1 / torch.tensor(scale)) @ shear @ rotation(degrees).T
+    device = low.device
     return Deformation(
-        matrix, (low + high) / 2, torch.tensor(shift), bend, low.clone(), high.clone()
+        matrix.to(device),
+        (low + high) / 2,
+        torch.tensor(shift, device=device),
+        bend.to(device),
+        low.clone(),
+        high.clone(),
     )

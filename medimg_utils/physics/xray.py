@@ -196,8 +196,12 @@ def project_volume(
     z = geometry.centre[1] + (z - geometry.centre[1]) * z_reach
     planes = volume.permute(2, 0, 3, 1)  # (Y, C, Z, X)
     out = torch.zeros(channels, rows, columns, device=device)
-    for start in range(0, ny, planes_at_once):
-        y = y_patient[start : start + planes_at_once, None, None]
+    # empty planes before and behind the body add nothing
+    filled = volume.any(dim=3).any(dim=1).any(dim=0).nonzero().flatten().tolist()
+    first, stop = (filled[0], filled[-1] + 1) if filled else (0, 0)
+    for start in range(first, stop, planes_at_once):
+        some = slice(start, min(start + planes_at_once, stop))
+        y = y_patient[some, None, None]
         shrink = geometry.shrink(y)
         px = geometry.centre[0] + (x[None, None, :] - geometry.centre[0]) * shrink
         pz = geometry.centre[1] + (z[None, :, None] - geometry.centre[1]) * shrink
@@ -216,7 +220,7 @@ def project_volume(
             align_corners=True,
         )
         warped = F.grid_sample(
-            planes[start : start + planes_at_once],
+            planes[some],
             grid.permute(0, 2, 3, 1),
             padding_mode="border",
             align_corners=True,
@@ -241,7 +245,7 @@ def splat(position: Tensor, weight: Tensor, rows: int, columns: int) -> Tensor:
     base = position.floor()
     fraction = position - base
     base = base.long()
-    image = torch.zeros(rows * columns, device=weight.device)
+    image = torch.zeros(rows * columns, dtype=weight.dtype, device=weight.device)
     for dr in (0, 1):
         for dc in (0, 1):
             r, c = base[:, 0] + dr, base[:, 1] + dc
@@ -250,7 +254,8 @@ def splat(position: Tensor, weight: Tensor, rows: int, columns: int) -> Tensor:
             )
             inside = (r >= 0) & (r < rows) & (c >= 0) & (c < columns)
             index = (r * columns + c)[inside]
-            image.index_add_(0, index, (weight * share)[inside])
+            shared = (weight * share)[inside]
+            image += torch.bincount(index, shared, minlength=rows * columns)
     return image.view(rows, columns)
 
 
@@ -276,13 +281,29 @@ def blur(image: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-0.5 * (x / s) ** 2)
     kernel = kernel / kernel.sum()
     small = F.pad(small, (radius, radius, radius, radius), mode="replicate")
-    small = F.conv2d(small, kernel.view(1, 1, 1, -1))
-    small = F.conv2d(small, kernel.view(1, 1, -1, 1))
+    small = convolve(convolve(small, kernel, -1), kernel, -2)
     if factor > 1:
         small = F.interpolate(
             small, scale_factor=factor, mode="bicubic", align_corners=False
         )
     return small[0, 0, top : top + height, left : left + width]
+
+
+def convolve(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """Convolve along one axis without padding, by sums of shifted views.
+
+    With one channel this takes half the time of `torch.nn.functional.conv2d`.
+
+    Args:
+        image: ``(..., H, W)``.
+        kernel: ``(K,)``, symmetric.
+        axis: gets shorter by K - 1.
+    """
+    length = image.shape[axis] - len(kernel) + 1
+    total = torch.zeros_like(image.narrow(axis, 0, length))
+    for start, weight in enumerate(kernel.tolist()):
+        total.add_(image.narrow(axis, start, length), alpha=weight)
+    return total
 
 
 def expose(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -71,10 +72,12 @@ def fit_pneumothorax(view: View, wanted: Pneumothorax) -> tuple[Cavity, Tensor] 
         with_base=wanted.kind in ("basal", "complete", "tension"),
     )
     pattern = cavity.gap(wanted.kind, wanted.seed)
+    opaque = _opaque(view, cavity, _LOW)
     low, high = 1.0, 140.0
     for _ in range(8):
         middle = math.sqrt(low * high)
-        area = float(_outline(view, cavity, cavity.width(pattern, middle), _LOW).mean())
+        g = cavity.width(pattern, middle)
+        area = float(_outline(view, cavity, g, _LOW, opaque).mean())
         if area < wanted.area:
             low = middle
         else:
@@ -91,16 +94,29 @@ def outline(view: View, gap: tuple[Cavity, Tensor]) -> Tensor:
     return _tidy(_resize(_outline(view, *gap, rows=256), view.size) > 0.5)
 
 
-def _outline(view: View, cavity: Cavity, g: Tensor, rows: int) -> Tensor:
-    """Soft mask ``(rows, rows)``: air and no lung on the ray, nothing opaque before it."""
-    air, lung = cavity.shares(g)
+def _opaque(view: View, cavity: Cavity, rows: int) -> Tensor:
+    """Path through what hides air, ``(rows, rows)`` in mm; no gap changes it."""
     hidden = _hidden(view.chest, cavity.slices) * (cavity.inside < 0)
-    gas, rest, opaque = view.project(
-        *_halve(
-            torch.stack([air, lung, hidden]), cavity.origin, torch.full((3,), COARSE)
-        ),
-        rows,
-    )
+    return _coarse_paths(view, hidden[None], cavity.origin, rows)[0]
+
+
+def _coarse_paths(view: View, fields: Tensor, origin: Tensor, rows: int) -> Tensor:
+    """Integrals ``(C, rows, rows)`` of fields on the coarse grid."""
+    spacing = torch.full((3,), COARSE)
+    return view.project(*_halve(fields, origin, spacing), rows)
+
+
+def _outline(
+    view: View, cavity: Cavity, g: Tensor, rows: int, opaque: Tensor | None = None
+) -> Tensor:
+    """Soft mask ``(rows, rows)``: air and no lung on the ray, nothing opaque before it.
+
+    ``opaque`` is that of :func:`_opaque`, for those who try many gaps.
+    """
+    if opaque is None:
+        opaque = _opaque(view, cavity, rows)
+    shares = torch.stack(cavity.shares(g))
+    gas, rest = _coarse_paths(view, shares, cavity.origin, rows)
     score = torch.minimum((gas - 2.0) / 2, (0.25 * gas + 1.0 - rest) / 2)
     score = torch.minimum(score, (45.0 - opaque) / 8)
     return (score + 0.5).clamp(0, 1)
@@ -130,18 +146,25 @@ def lung_fields(view: View, rows: int) -> tuple[Tensor, Tensor]:
 
     Two tensors ``(rows, rows)``.
     """
-    chest = view.chest
+    path, opaque = view.project(*_cavities(view.chest), rows)
+    visible = torch.minimum((path - 3) / 4, (45.0 - opaque) / 8) + 0.5
+    return visible.clamp(0, 1), path
+
+
+@lru_cache(maxsize=4)
+def _cavities(chest: Chest) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`lung_fields` projects: cavities of the lungs, and what hides them."""
     cavity = (chest.depth / COARSE + 0.5).clamp(0, 1)
     cavity[:, :, 0] = 0  # below the scan there is no lung
     hidden = _hidden(chest) * (chest.depth < 0)
-    path, opaque = view.project(
-        *_halve(
-            torch.stack([cavity, hidden]), chest.coarse_origin, torch.full((3,), COARSE)
-        ),
-        rows,
-    )
-    visible = torch.minimum((path - 3) / 4, (45.0 - opaque) / 8) + 0.5
-    return visible.clamp(0, 1), path
+    spacing = torch.full((3,), COARSE)
+    return _halve(torch.stack([cavity, hidden]), chest.coarse_origin, spacing)
+
+
+@lru_cache(maxsize=4)
+def _bone(chest: Chest) -> Tensor:
+    """The bones of a CT as :func:`render` projects them."""
+    return _halve(chest.bone[None], chest.origin, torch.tensor(SPACING))[0]
 
 
 # --- the film -------------------------------------------------------------------------
@@ -161,10 +184,11 @@ def render(
     chest = breathe(view)
     soft_volume = chest.soft if gap is None else collapse(chest, *gap)
     rows = min(size, _RENDER)
-    volume, origin, spacing = _halve(
-        torch.stack([soft_volume, chest.bone]), chest.origin, torch.tensor(SPACING)
+    tissue, origin, spacing = _halve(
+        soft_volume[None], chest.origin, torch.tensor(SPACING)
     )
-    paths = view.project(volume, origin, spacing, rows)
+    both = torch.cat([tissue, _bone(view.chest)])  # neither breath nor gap moves bone
+    paths = view.project(both, origin, spacing, rows)
     soft, bone, visible, aerated = (
         _resize(layer, size) for layer in (*paths, *lung_fields(view, 256))
     )

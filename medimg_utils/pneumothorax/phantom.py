@@ -56,7 +56,7 @@ Girdle = dict[str, Tensor]
 _BONES = {"clavicle": 74, "scapula": 72, "humerus": 70, "left scapula": 71}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chest:
     """One prepared anatomy.
 

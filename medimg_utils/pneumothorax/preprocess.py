@@ -37,6 +37,7 @@ from torchvision.transforms import v2
 
 from medimg_utils.errors import InputError
 from medimg_utils.geometry import Geometry
+from medimg_utils.physics.xray import convolve
 
 
 class ContrastError(InputError):
@@ -265,21 +266,9 @@ def sharpen_or_blur(image: Tensor, strength: float) -> Tensor:
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = kernel / kernel.sum()
     padded = F.pad(image[None], (radius,) * 4, mode="reflect")[0]
-    blurred = _along(_along(padded, kernel, -1), kernel, -2)
+    blurred = convolve(convolve(padded, kernel, -1), kernel, -2)
     amount = _between(-0.7, 1.8) * strength
     return image + max(amount, -1.0) * (image - blurred)
-
-
-def _along(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
-    """Convolve along one axis without padding, by sums of shifted views.
-
-    With one channel this takes half the time of `torch.nn.functional.conv2d`.
-    """
-    length = image.shape[axis] - len(kernel) + 1
-    total = torch.zeros_like(image.narrow(axis, 0, length))
-    for start, weight in enumerate(kernel.tolist()):
-        total.add_(image.narrow(axis, start, length), alpha=weight)
-    return total
 
 
 def noise(image: Tensor, strength: float) -> Tensor:
@@ -288,7 +277,7 @@ def noise(image: Tensor, strength: float) -> Tensor:
     if torch.rand(()) < 0.5:  # a detector blurs its noise
         thirds = torch.full((3,), 1 / 3)
         padded = F.pad(grain, (1, 1, 1, 1))
-        grain = _along(_along(padded, thirds, -1), thirds, -2) * 2
+        grain = convolve(convolve(padded, thirds, -1), thirds, -2) * 2
     return image + grain * _between(0.005, 0.05) * strength
 
 

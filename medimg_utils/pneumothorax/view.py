@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ class View:
         """Of what lies in the middle of the lungs."""
         return 1 / float(self.geometry.shrink(self._top[1]))
 
-    @property
+    @cached_property
     def _top(self) -> Tensor:
         """Middle of the lungs' top in the patient, ``(3,)`` in mm."""
         low, high = self.chest.lungs[:, 0].amin(0), self.chest.lungs[:, 1].amax(0)

@@ -17,15 +17,24 @@ PAGES = sorted(
     if "_static" not in path.parts
 )
 MAX_PAGE_BYTES = 3_000_000
-QUIZZES = sorted(
-    path.relative_to(BOOK).with_suffix(".html").as_posix()
-    for path in BOOK.glob("*/*.ipynb")
-    if "display_quiz(" in path.read_text(encoding="utf-8")
-)
+
+
+def pages_with(text: str) -> list[str]:
+    """Pages of the notebooks in which that text stands."""
+    return sorted(
+        path.relative_to(BOOK).with_suffix(".html").as_posix()
+        for path in BOOK.glob("*/*.ipynb")
+        if text in path.read_text(encoding="utf-8")
+    )
+
+
+QUIZZES = pages_with("display_quiz(")
+WITH_VIEWERS = pages_with("from medimg_utils.viewers import")
 
 
 def test_the_book_was_built() -> None:
     assert "index.html" in PAGES, "there is no built book: run make book first"
+    assert len(WITH_VIEWERS) > 12
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -73,7 +82,7 @@ def test_figures_have_alt_text(opened: Visit) -> None:
 
 def test_viewers_are_alive(opened: Visit) -> None:
     viewers = opened.page.locator(".medimg-viewer")
-    if "/foundations/" in opened.page.url:  # each of its chapters has one
+    if any(opened.page.url.endswith(f"/{page}") for page in WITH_VIEWERS):
         viewers.first.wait_for(timeout=15_000)
     for viewer in viewers.all():
         picture = viewer.locator("canvas").first

@@ -448,6 +448,35 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
         run(tmp_path, resume=True, settings={"a": 2})
 
 
+@pytest.mark.parametrize(
+    ("name", "resume"),
+    [
+        ("settings.json", False), ("log.csv", False), (BEST, False),
+        ("settings.json", True),
+    ],
+)  # fmt: skip
+def test_somebody_elses_files_are_not_overwritten(tmp_path, name, resume):
+    theirs = tmp_path / name
+    theirs.write_text('{"window": "dark"}')
+    with pytest.raises(RunError, match=rf"{name}.* Give another folder"):
+        run(tmp_path, resume=resume)
+    assert theirs.read_text() == '{"window": "dark"}'
+
+
+def test_a_run_stopped_before_its_first_checkpoint_goes_on(tmp_path):
+    _, history = run(tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    (stopped / "settings.json").write_bytes(
+        (tmp_path / "whole" / "settings.json").read_bytes()
+    )
+    _, again = run(stopped, resume=True)
+    assert [row["loss"] for row in again] == [row["loss"] for row in history]
+    (stopped / LAST).unlink()
+    with pytest.raises(RunError, match="a was 1 and is now 2"):
+        run(stopped, resume=True, settings={"a": 2})
+
+
 def test_nan_stops_and_names_the_batch(tmp_path):
     with pytest.raises(NotFiniteError, match=r"epoch 1, batch \d.*not finite in: p7\."):
         run(tmp_path / "image", data=Points(broken=(7,)))

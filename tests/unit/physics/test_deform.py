@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -203,6 +204,30 @@ def test_the_bend_has_the_wanted_size():
     assert float(bends[..., 0, 0, 0].std()) == pytest.approx(7.0, rel=0.3)  # a knot
     assert float(bends.std()) == pytest.approx(0.7 * 7.0, rel=0.1)
     assert abs(float(bends.mean())) < 0.7
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "meta",  # no numbers, but tensors of two devices do not mix
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+        ),
+    ],
+)
+def test_maps_run_on_the_device_of_their_points(device):
+    patient = typical(0)
+    there = Deformation(*(getattr(patient, f.name).to(device) for f in fields(patient)))
+    points = scattered(50).to(device)
+    for move in (there.pull, there.push):
+        assert move(points).device.type == device
+    if device == "cuda":
+        drawn = random_deformation(
+            LOW.to(device), HIGH.to(device), scale=(1.0, 1.0, 1.0), degrees=(1, 2, 3),
+            bend_mm=5.0, knot_mm=60.0, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        assert drawn.push(points).device.type == device
 
 
 def test_the_seed_decides():

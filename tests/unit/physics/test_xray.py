@@ -209,6 +209,24 @@ def test_a_homogeneous_block_gives_its_thickness(sid, planes_at_once):
 
 
 @pytest.mark.parametrize("view", ["PA", "AP"])
+def test_empty_planes_around_the_body_change_nothing(view):
+    geometry = beam(view, sid=300.0, width=90, height=90)
+    first = ball((3.0, -9.0, 0.0), 6.0)
+    volume = torch.cat([first, ball((0.0, 12.0, 4.0), 4.0)])
+    options = {"depth_scale": 1.1, "depth_centre": 2.0}
+    whole = project_volume(volume, ORIGIN, SPACING, geometry, 60, 60, **options)
+    filled = volume.amax((0, 1, 3)).nonzero().flatten()
+    start, stop = int(filled[0]), int(filled[-1]) + 1
+    assert 0 < start < stop < SHAPE[1]
+    origin = ORIGIN + torch.tensor([0.0, start * 3.0, 0.0])
+    body = volume[:, :, start:stop]
+    part = project_volume(body, origin, SPACING, geometry, 60, 60, **options)
+    assert (whole.amax((1, 2)) > 5).all()
+    torch.testing.assert_close(part, whole)
+    assert not project_volume(0 * volume, ORIGIN, SPACING, geometry, 60, 60).any()
+
+
+@pytest.mark.parametrize("view", ["PA", "AP"])
 @pytest.mark.parametrize("centre", [(10.0, 20.0, -8.0), (-12.0, -18.0, 9.0)])
 def test_a_ball_lands_where_its_centre_projects(view, centre):
     geometry = beam(view, sid=300.0, width=70, height=70)
