@@ -256,9 +256,18 @@ def auc_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """AUC with a bootstrap interval over patients (over images without them)."""
+    """AUC with a bootstrap interval over patients (over images without them).
+
+    With fewer than two patients in a class the ends are NaN: the same one drawn again and
+    again would look like certainty.
+
+    >>> auc_bootstrap([1, 1, 0, 0], [0.1, 0.2, 0.3, 0.4], ["a", "a", "b", "c"])
+    Interval(value=0.0, low=nan, high=nan)
+    """
     truth, values = _labels_and_scores(labels, scores)
-    clusters = np.arange(truth.size) if patients is None else patients
+    clusters = np.arange(truth.size) if patients is None else np.asarray(patients)
+    if min(np.unique(clusters[truth]).size, np.unique(clusters[~truth]).size) < 2:
+        return Interval(auc(truth, values), float("nan"), float("nan"))
     weights = _times_drawn(clusters, draws, seed)
     ill, well = weights[:, truth], weights[:, ~truth]
     mine, theirs = values[truth][:, None], values[~truth]

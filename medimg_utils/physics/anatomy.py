@@ -262,8 +262,22 @@ def read_volume(
         volume: ``(X, Y, Z)`` float32 in the orientation right, anterior, superior (each
             index grows toward that side), in the file's own unit (HU for CT).
         spacing: ``(3,)`` of the voxels, in mm.
+
+    Raises:
+        AnatomyError: see :func:`path`; or the file is damaged.
     """
     file = path(name, data_dir)
+    try:
+        return _read(file)
+    except Exception as error:  # damaged headers raise whatever they break
+        raise AnatomyError(
+            f"{file} is damaged ({error}). Delete the folder {file.parent}, and it is "
+            "fetched again"
+        ) from error
+
+
+def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Volume and spacing of a NIfTI or NRRD file; see :func:`read_volume`."""
     if file.suffix == ".nrrd":
         import nrrd
 
@@ -297,8 +311,11 @@ def _fetch_source(source: Source, cache: Path) -> None:
     notice = cache / source.project / "NOTICE.txt"
 
     def complete() -> bool:
-        # The notice is written last: where it agrees, every member is there.
-        return notice.exists() and notice.read_text(encoding="utf-8") == source.notice
+        # The notice is written last: where it agrees, every member was there.
+        agrees = notice.exists() and notice.read_text(encoding="utf-8") == source.notice
+        return agrees and all(
+            _target(source, name, cache).exists() for name in source.members
+        )
 
     if complete():
         return

@@ -125,10 +125,18 @@ def test_fast_bootstraps_are_the_slow_one():
 
 
 def test_bootstrap_leaves_undefined_draws_out_and_repeats():
-    labels, scores, patients = [1, 0, 0], [0.9, 0.1, 0.2], ["a", "b", "b"]
+    labels, scores = [1, 1, 0, 0], [0.9, 0.8, 0.1, 0.2]
+    patients = ["a", "b", "c", "d"]  # some draws hold nobody who is ill
     found = metrics.auc_bootstrap(labels, scores, patients, draws=50)
     assert found == (1, 1, 1)
     assert found == metrics.auc_bootstrap(labels, scores, patients, draws=50)
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 0, 0], [0, 0, 1, 1]])
+def test_a_single_patient_of_a_class_gives_no_interval(labels):
+    found = metrics.auc_bootstrap(labels, [0.9, 0.8, 0.1, 0.2], ["a", "a", "b", "c"])
+    assert found.value == labels[0]
+    assert np.isnan(found[1:]).all()
 
 
 @given(st.integers(0, 30), st.sampled_from([0.5, 0.8, 0.9, 1.0]))

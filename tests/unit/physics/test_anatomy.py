@@ -204,6 +204,14 @@ def test_what_is_there_is_not_fetched_again(registry, tmp_path):
     assert registry.downloads == []
 
 
+def test_a_member_that_was_lost_is_fetched_again(registry, tmp_path):
+    fetch("chest", tmp_path)
+    registry.downloads.clear()
+    (tmp_path / "anatomy/two/first.nrrd").unlink()
+    assert path("first", tmp_path).read_bytes() == b"two-1.0/data/first.nrrd"
+    assert registry.downloads == [TWO.archive]
+
+
 def test_each_archive_is_read_once(registry, tmp_path, monkeypatch):
     read, members = [], anatomy._members
 
@@ -397,6 +405,22 @@ def volume_of(monkeypatch, tmp_path):
         return read_volume("any")
 
     return read
+
+
+@pytest.mark.parametrize("name", ["cut.nii.gz", "cut.nrrd", "empty.nii", "text.nrrd"])
+def test_a_damaged_volume_says_what_to_do(name, volume_of, tmp_path):
+    file = tmp_path / name
+    values = np.random.default_rng(0).random((12, 12, 12)).astype(np.float32)
+    if name.startswith("cut"):
+        if file.suffix == ".nrrd":
+            nrrd.write(str(file), values)
+        else:
+            nib.save(nib.Nifti1Image(values, np.eye(4)), file)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        file.write_text("no volume" if name.startswith("text") else "")
+    with pytest.raises(AnatomyError, match=rf"{name} is damaged .*Delete the folder"):
+        volume_of(file)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "SPR", "PIL"])
