@@ -380,15 +380,19 @@ def trained_on(history: Sequence[Mapping[str, Any]]) -> str:
     return ", then ".join(dict.fromkeys(row["hardware"] for row in history))
 
 
-def refuse_run(out: Path) -> None:
+def refuse_run(out: Path, *, below: bool = True) -> None:
     """Refuse a folder that holds a run, or files named like its own, before any work.
 
+    Args:
+        out: the folder; it need not exist.
+        below: look for checkpoints in its folders too.
+
     Raises:
-        RunError: there is a checkpoint in it, or in a folder below, or a file that
-            training would write over.
+        RunError: there is a checkpoint in it, or a file that training would write over.
     """
-    written = (out / name for name in (SETTINGS, LOG, BEST, f"{Path(BEST).stem}.json"))
-    found = next((file for file in (*out.rglob(LAST), *written) if file.exists()), None)
+    names = (LAST, SETTINGS, LOG, BEST, f"{Path(BEST).stem}.json")
+    files = [out / name for name in names] + (list(out.rglob(LAST)) if below else [])
+    found = next((file for file in files if file.exists()), None)
     if found is not None:
         raise RunError(
             f"{out} already holds a run, or something else with a file {found.name}. "
@@ -507,7 +511,7 @@ def fit(
         "settings": settings,
     }  # fmt: skip
     if not resume:
-        refuse_run(out)
+        refuse_run(out, below=False)
     if (out / LAST).is_file():
         tensors, stored = load_tensors(out / LAST)
         state |= stored
