@@ -522,6 +522,7 @@ def fit(
                 left.unlink(missing_ok=True)
     else:
         _check_settings(out / SETTINGS, settings)
+        fabric.barrier()  # nobody writes before all have looked
         if fabric.is_global_zero:
             write_json_atomic(out / SETTINGS, settings)
 
