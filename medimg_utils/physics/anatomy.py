@@ -269,6 +269,8 @@ def read_volume(
     file = path(name, data_dir)
     try:
         return _read(file)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged headers raise whatever they break
         raise AnatomyError(
             f"{file} is damaged ({error}). Delete the folder {file.parent}, and it is "
