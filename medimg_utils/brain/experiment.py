@@ -615,9 +615,7 @@ def choose_on_validation(
                 dices(without_doubtful_enhancing(one, voxel_cm3, least), truth)
                 for one, (truth, voxel_cm3) in zip(answers, truths, strict=True)
             ]
-            by_least[least] = {
-                name: float(np.mean([row[name] for row in values])) for name in REGIONS
-            }
+            by_least[least] = _mean_dices(values)
         best = max(by_least, key=lambda least: by_least[least]["ET"])
         found[mode] = {
             "least_certain_cm3": best,
@@ -670,24 +668,25 @@ def compare_shares(
     pairs = list(zip(prepared, truths, strict=True))
     bar = tqdm(pairs, "parts", disable=not progress, leave=False)
     for one, (truth, voxel_cm3) in bar:
-        answers: list[Segmentation] = []
+        answer: Segmentation | None = None
         for share, segmenter in segmenters.items():
             # Where one part is left, a larger share leaves the same.
-            if not answers or answers[-1].parts > 1:
-                answers.append(segmenter.segment(one))
-            labels = without_doubtful_enhancing(answers[-1], voxel_cm3, least_cm3)
-            rows[share].append(dices(labels, truth))
-            several[share] += answers[-1].parts > 1
+            if answer is None or answer.parts > 1:
+                answer = segmenter.segment(one)
+                labels = without_doubtful_enhancing(answer, voxel_cm3, least_cm3)
+                row = dices(labels, truth)
+            rows[share].append(row)
+            several[share] += answer.parts > 1
     return {
         "n": len(pairs),
         "several": {str(share): count for share, count in several.items()},
-        "dice": {
-            str(share): {
-                name: float(np.mean([row[name] for row in found])) for name in REGIONS
-            }
-            for share, found in rows.items()
-        },
+        "dice": {str(share): _mean_dices(found) for share, found in rows.items()},
     }
+
+
+def _mean_dices(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each region over cases."""
+    return {name: float(np.mean([row[name] for row in rows])) for name in REGIONS}
 
 
 def default_mode(found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -206,16 +206,8 @@ def test_the_bend_has_the_wanted_size():
     assert abs(float(bends.mean())) < 0.7
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "meta",  # no numbers, but tensors of two devices do not mix
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-        ),
-    ],
-)
+# meta has no numbers, but its tensors do not mix with those of another device
+@pytest.mark.parametrize("device", ["meta"] + ["cuda"] * torch.cuda.is_available())
 def test_maps_run_on_the_device_of_their_points(device):
     patient = typical(0)
     there = Deformation(*(getattr(patient, f.name).to(device) for f in fields(patient)))
