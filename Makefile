@@ -27,7 +27,8 @@ USE_CASES := pneumothorax knee brain
 RELEASES := $(USE_CASES:%=.cache/release-%)
 OUTPUTS := .cache/outputs-valid
 PAGES := .cache/pages-valid
-BUILT := $(INSTALLED) $(ASSETS) $(ANATOMY) $(RELEASES) $(OUTPUTS) $(PAGES)
+NEEDED := $(INSTALLED) $(ASSETS) $(ANATOMY) $(RELEASES) .cache/run-size
+BUILT := $(NEEDED) $(OUTPUTS) $(PAGES)
 
 .PHONY: help
 help: ## Show this list
@@ -47,10 +48,21 @@ student: $(BUILT) ## Build the website without the solutions: _build/student/_bu
 	$(BIN)/jupyter-book build book --config .cache/student/_config.yml \
 		--path-output _build/student -W --keep-going
 
-# Tests always run at the tiny size. Files of tests are spread over the cores, with one
-# thread of arithmetic each.
-test unit notebooks site: override MEDIMG_SIZE := tiny
+# Files of tests are spread over the cores, with one thread of arithmetic each.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+
+# Runs copies, so that the sources stay free of outputs, and hands the outputs to the
+# cache of the website: no notebook runs twice. Four at once need up to 10 GB.
+define RUN_NOTEBOOKS
+rm -rf $(OUTPUTS) .cache/notebooks
+$(BIN)/python book/_ext/executed.py copy
+$(PARALLEL) --maxprocesses=4 --nbmake --overwrite --nbmake-timeout=300 .cache/executed
+$(BIN)/python book/_ext/executed.py keep
+touch $(OUTPUTS)
+endef
+
+# Tests always run at the tiny size.
+test unit notebooks site: override MEDIMG_SIZE := tiny
 
 .PHONY: test
 test: lint unit notebooks site ## Run every check and test
@@ -66,15 +78,10 @@ lint: $(INSTALLED) ## Check style, types and spelling
 unit: $(INSTALLED) $(ANATOMY) $(RELEASES) ## Run the unit tests and the examples in docstrings
 	$(PARALLEL) medimg_utils tests/unit
 
-# Runs copies, so that the sources stay free of outputs, and hands the outputs to
-# the cache of the website: no notebook runs twice.
 .PHONY: notebooks
-notebooks: $(BUILT) ## Run every notebook at the tiny size
-	$(BIN)/python tests/notebooks/executed.py copy
-	$(PARALLEL) --nbmake --overwrite --nbmake-timeout=300 \
-		$(if $(NOTEBOOKS),.cache/executed)
-	$(BIN)/python tests/notebooks/executed.py keep
-	$(BIN)/python -m pytest tests/notebooks
+notebooks: $(NEEDED) ## Run every notebook at the tiny size
+	$(RUN_NOTEBOOKS)
+	$(PARALLEL) tests/notebooks
 
 .PHONY: site
 site: book ## Build the website and test it in a browser
@@ -148,10 +155,10 @@ $(RELEASES): .cache/release-%: $(SIMULATORS) medimg_utils/simulation.py | $(ANAT
 	$(BIN)/python data_scripts/simulate.py tiny $*
 	mkdir -p .cache && touch $@
 
-# Stored outputs go stale when the package, the data or the run size changes.
+# Stored outputs go stale when the package, the data or the run size changes. Of a
+# notebook that changed after that, the website's build itself makes them anew.
 $(OUTPUTS): $(PACKAGE) $(RELEASES) .cache/run-size
-	rm -rf .cache/notebooks
-	mkdir -p .cache && touch $@
+	$(RUN_NOTEBOOKS)
 
 # Sphinx itself rebuilds the pages that changed. Of these files it does not know, or not
 # that every page shows them: the table of contents is the sidebar of all pages.

@@ -197,8 +197,8 @@ def project_volume(
     planes = volume.permute(2, 0, 3, 1)  # (Y, C, Z, X)
     out = torch.zeros(channels, rows, columns, device=device)
     # empty planes before and behind the body add nothing
-    filled = volume.any(dim=3).any(dim=1).any(dim=0).nonzero().flatten().tolist()
-    first, stop = (filled[0], filled[-1] + 1) if filled else (0, 0)
+    first = next((k for k in range(ny) if volume[:, :, k].any()), ny)
+    stop = next((k for k in range(ny, first, -1) if volume[:, :, k - 1].any()), ny)
     for start in range(first, stop, planes_at_once):
         some = slice(start, min(start + planes_at_once, stop))
         y = y_patient[some, None, None]

@@ -1,6 +1,6 @@
 """Run copies of the notebooks, and keep their outputs for the website.
 
-Usage: python tests/notebooks/executed.py copy|keep
+Usage: python book/_ext/executed.py copy|keep
 
 ``copy`` puts every notebook of the book into .cache/executed, where nbmake runs it.
 ``keep`` hands the outputs to the cache that the website is built from.
