@@ -2,16 +2,15 @@
 
 import os
 import shutil
-import subprocess
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from builds import build, furnish
+from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 from visits import Visit, offline
 
-ROOT = Path(__file__).parents[2]
 DEMO = Path(__file__).parent / "demo"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = [
@@ -50,19 +49,15 @@ def visit(browser: Browser) -> Iterator[Visit]:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the demo with the settings of the book; return its folder of pages."""
-    root = tmp_path_factory.mktemp("demo")
-    shutil.copytree(DEMO, root / "book")
-    for name in ("_ext", "_extra", "_static"):
-        shutil.copytree(ROOT / "book" / name, root / "book" / name)
-    shutil.copy(ROOT / "book" / "references.bib", root / "book")
-    shutil.copy(ROOT / "_config.yml", root)
-    jupyter_book = Path(sysconfig.get_path("scripts"), "jupyter-book")
-    command = [str(jupyter_book), "build", "book"]
-    command += ["--config", "_config.yml", "--path-output", ".", "-W", "--keep-going"]
-    built = subprocess.run(
-        command, cwd=root, capture_output=True, text=True, check=False
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
-    return root / "_build" / "html"
+def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Build the demo, once for all processes of pytest; return its folder of pages."""
+    ours = tmp_path_factory.getbasetemp()
+    root = (ours if worker_id == "master" else ours.parent) / "demo"
+    done = root / "_build" / "html"
+    with FileLock(root.with_suffix(".lock")):
+        if not root.exists():
+            shutil.copytree(DEMO, root / "book")
+            furnish(root)
+            build(root)
+    assert done.exists(), "another process could not build the demo"
+    return done

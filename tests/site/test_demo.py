@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builds import build, furnish
 from steps import PICTURE, move, viewer
 
 from medimg_utils.viewers import MaskOverlayViewer, ThresholdExplorer
@@ -20,6 +21,28 @@ def discs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     masks[3] = False
     probabilities = 1 / (1 + np.exp((distance - 24) / 6))
     return np.clip(1 - distance / 120, 0, 1), masks, probabilities
+
+
+def test_after_a_change_only_that_page_is_made_again(tmp_path: Path) -> None:
+    book = tmp_path / "book"
+    book.mkdir()
+    for name in ("index", "one", "two"):
+        (book / f"{name}.md").write_text(f"# Page {name}\n\nIts text.\n")
+    contents = "format: jb-book\nroot: index\nchapters:\n  - file: one\n  - file: two\n"
+    (book / "_toc.yml").write_text(contents)
+    furnish(tmp_path)
+
+    def pages() -> dict[str, int]:
+        made = build(tmp_path)
+        return {page.name: page.stat().st_mtime_ns for page in made.glob("*.html")}
+
+    before = pages()
+    (book / "two.md").write_text("# Page two\n\nAnother text.\n")
+    after = pages()
+    made = {name for name in after if after[name] != before[name]}
+    assert "two.html" in made
+    # beside it what lists all pages: the root of the contents, and Sphinx's own
+    assert made <= {"two.html", "index.html", "search.html", "genindex.html"}
 
 
 def test_the_page_holds_two_viewers(visit, demo: Path) -> None:
