@@ -25,6 +25,7 @@ ASSETS := .cache/site-assets
 ANATOMY := .cache/anatomy
 USE_CASES := pneumothorax knee brain
 RELEASES := $(USE_CASES:%=.cache/release-%)
+EMPTIED := .cache/outputs-emptied
 OUTPUTS := .cache/outputs-valid
 PAGES := .cache/pages-valid
 NEEDED := $(INSTALLED) $(ASSETS) $(ANATOMY) $(RELEASES) .cache/run-size
@@ -39,26 +40,28 @@ help: ## Show this list
 
 .PHONY: book
 book: $(BUILT) ## Build the website: _build/html/index.html
-	$(BIN)/jupyter-book build book --config _config.yml --path-output . -W --keep-going
+	$(BIN)/jupyter-book build book --config _config.yml --path-output . -W --keep-going \
+		|| { rm -f $(PAGES); exit 1; }
 
 .PHONY: student
 student: $(BUILT) ## Build the website without the solutions: _build/student/_build/html
 	mkdir -p .cache/student
 	$(BIN)/python book/_ext/student_config.py > .cache/student/_config.yml
 	$(BIN)/jupyter-book build book --config .cache/student/_config.yml \
-		--path-output _build/student -W --keep-going
+		--path-output _build/student -W --keep-going || { rm -f $(PAGES); exit 1; }
 
 # Files of tests are spread over the cores, with one thread of arithmetic each.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 # Runs copies, so that the sources stay free of outputs, and hands the outputs to the
-# cache of the website: no notebook runs twice. Four at once need up to 10 GB.
+# cache of the website: no notebook runs twice, and those that pass are kept even where
+# another one fails. Four at once need up to 9 GB.
 define RUN_NOTEBOOKS
-rm -rf $(OUTPUTS) .cache/notebooks
 $(BIN)/python book/_ext/executed.py copy
-$(PARALLEL) --maxprocesses=4 --nbmake --overwrite --nbmake-timeout=300 .cache/executed
-$(BIN)/python book/_ext/executed.py keep
-touch $(OUTPUTS)
+status=0; if [ -n "$$(find .cache/executed -name '*.ipynb' -print -quit)" ]; then \
+	$(PARALLEL) --maxprocesses=4 --nbmake --overwrite --nbmake-timeout=300 \
+		.cache/executed || status=$$?; fi; \
+	$(BIN)/python book/_ext/executed.py keep && exit $$status
 endef
 
 # Tests always run at the tiny size.
@@ -79,8 +82,10 @@ unit: $(INSTALLED) $(ANATOMY) $(RELEASES) ## Run the unit tests and the examples
 	$(PARALLEL) medimg_utils tests/unit
 
 .PHONY: notebooks
-notebooks: $(NEEDED) ## Run every notebook at the tiny size
+notebooks: $(NEEDED) $(EMPTIED) ## Run every notebook at the tiny size
+	rm -rf .cache/notebooks
 	$(RUN_NOTEBOOKS)
+	touch $(OUTPUTS)
 	$(PARALLEL) tests/notebooks
 
 .PHONY: site
@@ -88,7 +93,7 @@ site: book ## Build the website and test it in a browser
 	$(PARALLEL) --dist=worksteal tests/site
 
 .PHONY: lab
-lab: $(BUILT) ## Open the chapters in JupyterLab
+lab: $(NEEDED) ## Open the chapters in JupyterLab
 	$(BIN)/python -m pip install --quiet jupyterlab jupyterlab-myst
 	$(BIN)/jupyter lab book
 
@@ -157,8 +162,13 @@ $(RELEASES): .cache/release-%: $(SIMULATORS) medimg_utils/simulation.py | $(ANAT
 
 # Stored outputs go stale when the package, the data or the run size changes. Of a
 # notebook that changed after that, the website's build itself makes them anew.
-$(OUTPUTS): $(PACKAGE) $(RELEASES) .cache/run-size
+$(EMPTIED): $(PACKAGE) $(RELEASES) .cache/run-size
+	rm -rf .cache/notebooks
+	mkdir -p .cache && touch $@
+
+$(OUTPUTS): $(EMPTIED) | $(ASSETS)
 	$(RUN_NOTEBOOKS)
+	touch $@
 
 # Sphinx itself rebuilds the pages that changed. Of these files it does not know, or not
 # that every page shows them: the table of contents is the sidebar of all pages.

@@ -321,9 +321,13 @@ def _keep_freed_memory() -> None:
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # musl has none
-        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            libc.mallopt(option, 1 << 30)
+    if not hasattr(libc, "mallopt"):  # musl has none
+        return
+    # before glibc 2.35, 32 MiB are the most
+    if libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(
+        _MMAP_THRESHOLD, 32 << 20
+    ):
+        libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 
 def _end_with_parent() -> None:
@@ -345,9 +349,8 @@ def _end_with_parent() -> None:
 
 def _do(work: Callable[..., Any], part: Part, record: Path) -> None:
     torch.set_num_threads(1)
-    torch.set_flush_denormal(
-        True
-    )  # tails of bells at 1e-40 would slow a film by a tenth
+    # the tails of bells, at 1e-40, would slow a film by a tenth
+    torch.set_flush_denormal(True)
     write_json_atomic(record, work(*part.arguments))
 
 

@@ -2,8 +2,9 @@
 
 Usage: python book/_ext/executed.py copy|keep
 
-``copy`` puts every notebook of the book into .cache/executed, where nbmake runs it.
-``keep`` hands the outputs to the cache that the website is built from.
+``copy`` puts every notebook whose outputs are not kept yet into .cache/executed, where
+nbmake runs it. ``keep`` hands the outputs of those that ran to their end to the cache
+that the website is built from.
 """
 
 import shutil
@@ -20,10 +21,16 @@ KEPT = ROOT / ".cache" / "notebooks"
 
 
 def copy() -> None:
-    """Copy every notebook of the book, in its folder, to where nbmake runs it."""
+    """Copy notebooks without kept outputs, in their folders, to where nbmake runs them."""
     shutil.rmtree(EXECUTED, ignore_errors=True)
+    EXECUTED.mkdir(parents=True)
+    cache = get_cache(KEPT)
     for source in sorted((ROOT / "book").rglob("*.ipynb")):
-        if ".ipynb_checkpoints" not in source.parts:
+        if ".ipynb_checkpoints" in source.parts:
+            continue
+        try:
+            cache.match_cache_notebook(nbformat.read(source, as_version=4))
+        except KeyError:
             target = EXECUTED / source.relative_to(ROOT / "book")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
@@ -36,6 +43,8 @@ def keep() -> None:
         source = ROOT / "book" / executed.relative_to(EXECUTED)
         notebook = nbformat.read(source, as_version=4)
         done = nbformat.read(executed, as_version=4)
+        if not _complete(done) or _code(done) != _code(notebook):  # edited meanwhile
+            continue
         # The cache knows a notebook by its cells and their metadata, to which nbmake
         # adds times: take over nothing but the outputs.
         for cell, run in zip(notebook.cells, done.cells, strict=True):
@@ -47,6 +56,22 @@ def keep() -> None:
                 notebook.metadata[key] = done.metadata[key]
         bundle = CacheBundleIn(nb=notebook, uri=str(source))
         cache.cache_notebook_bundle(bundle, check_validity=True, overwrite=True)
+
+
+def _code(notebook: nbformat.NotebookNode) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _complete(notebook: nbformat.NotebookNode) -> bool:
+    """Did every cell run, and none of them fail?"""
+    cells = [
+        cell for cell in notebook.cells if cell.cell_type == "code" and cell.source
+    ]
+    return all(
+        cell.execution_count is not None
+        and all(output.output_type != "error" for output in cell.outputs)
+        for cell in cells
+    )
 
 
 if __name__ == "__main__":

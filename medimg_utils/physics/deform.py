@@ -37,19 +37,13 @@ def sample(volume: Tensor, points: Tensor, origin: Tensor, spacing: float) -> Te
     Returns:
         Tensor ``(C, ...)``.
     """
-    low = origin.to(points)
-    sides = torch.tensor(volume.shape[1:], device=points.device)
-    return _between(volume, points, low, low + spacing * (sides - 1))
-
-
-def _between(field: Tensor, points: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Trilinear value of a field ``(C, X, Y, Z)`` whose corners lie at low and high."""
-    grid = (points - low) / (high - low) * 2 - 1
+    shape = torch.tensor(volume.shape[1:], device=points.device)
+    grid = (points - origin.to(points)) * (2 / (spacing * (shape - 1))) - 1
     flat = grid.reshape(1, 1, 1, -1, 3).flip(-1)  # grid_sample wants (z, y, x)
     out = F.grid_sample(
-        field[None], flat, mode="bilinear", padding_mode="border", align_corners=True
+        volume[None], flat, mode="bilinear", padding_mode="border", align_corners=True
     )
-    return out.view(field.shape[0], *points.shape[:-1])
+    return out.view(volume.shape[0], *points.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,12 @@ class Deformation:
         return moved
 
     def _bend(self, points: Tensor) -> Tensor:
-        return _between(self.bend, points, self.low, self.high).movedim(0, -1)
+        grid = (points - self.low) / (self.high - self.low) * 2 - 1
+        flat = grid.reshape(1, 1, 1, -1, 3).flip(-1)
+        out = F.grid_sample(
+            self.bend[None], flat, padding_mode="border", align_corners=True
+        )
+        return out.view(3, -1).T.reshape(points.shape)
 
 
 def smooth_noise(

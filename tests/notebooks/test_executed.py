@@ -27,12 +27,23 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def run(project: Path) -> int:
+    """Run the copies as `make` does; return the status of pytest."""
+    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--overwrite"]
+    done = subprocess.run(
+        [*command, str(executed.EXECUTED)],
+        cwd=project,
+        check=False,
+        capture_output=True,
+    )
+    return done.returncode
+
+
 def test_outputs_are_kept_for_the_source(project: Path) -> None:
     source = project / "book" / "part" / "page.ipynb"
     before = source.read_bytes()
     executed.copy()
-    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--overwrite"]
-    subprocess.run([*command, str(executed.EXECUTED)], cwd=project, check=True)
+    assert run(project) == 0
     executed.keep()
     assert source.read_bytes() == before
 
@@ -47,6 +58,32 @@ def test_outputs_are_kept_for_the_source(project: Path) -> None:
     changed.cells[0].source += "\n1 + 1"
     with pytest.raises(KeyError):
         cache.match_cache_notebook(changed)
+
+
+def test_what_passes_is_kept_though_another_notebook_fails(project: Path) -> None:
+    sound = project / "book" / "part" / "page.ipynb"
+    broken = sound.with_name("broken.ipynb")
+    notebook = nbformat.read(sound, as_version=4)
+    notebook.cells[0].source = "1 / 0"
+    nbformat.write(notebook, broken)
+    executed.copy()
+    assert run(project) == 1
+    executed.keep()
+    executed.copy()
+    copies = list(executed.EXECUTED.rglob("*.ipynb"))
+    assert [copy.name for copy in copies] == ["broken.ipynb"]
+
+
+def test_outputs_of_code_that_was_edited_meanwhile_are_not_kept(project: Path) -> None:
+    source = project / "book" / "part" / "page.ipynb"
+    executed.copy()
+    assert run(project) == 0
+    edited = nbformat.read(source, as_version=4)
+    edited.cells[0].source += "\n1 + 1"
+    nbformat.write(edited, source)
+    executed.keep()
+    with pytest.raises(KeyError):
+        get_cache(executed.KEPT).match_cache_notebook(edited)
 
 
 def test_copies_of_removed_notebooks_disappear(project: Path) -> None:

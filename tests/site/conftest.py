@@ -53,11 +53,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """Build the demo, once for all processes of pytest; return its folder of pages."""
     ours = tmp_path_factory.getbasetemp()
     root = (ours if worker_id == "master" else ours.parent) / "demo"
-    done = root / "_build" / "html"
+    built = root / "built"
     with FileLock(root.with_suffix(".lock")):
         if not root.exists():
             shutil.copytree(DEMO, root / "book")
             furnish(root)
             build(root)
-    assert done.exists(), "another process could not build the demo"
-    return done
+            built.touch()
+    assert built.exists(), "another process of pytest could not build the demo"
+    return root / "_build" / "html"
