@@ -57,10 +57,9 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist
 # cache of the website: no notebook runs twice, and those that pass are kept even where
 # another one fails. Four at once need up to 9 GB.
 define RUN_NOTEBOOKS
-$(BIN)/python book/_ext/executed.py copy
-status=0; if [ -n "$$(find .cache/executed -name '*.ipynb' -print -quit)" ]; then \
-	$(PARALLEL) --maxprocesses=4 --nbmake --overwrite --nbmake-timeout=300 \
-		.cache/executed || status=$$?; fi; \
+copies=$$($(BIN)/python book/_ext/executed.py copy) || exit; status=0; \
+	if [ -n "$$copies" ]; then $(PARALLEL) --maxprocesses=4 --nbmake --overwrite \
+		--nbmake-timeout=300 $$copies || status=$$?; fi; \
 	$(BIN)/python book/_ext/executed.py keep && exit $$status
 endef
 

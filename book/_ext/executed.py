@@ -3,10 +3,12 @@
 Usage: python book/_ext/executed.py copy|keep
 
 ``copy`` puts every notebook whose outputs are not kept yet into .cache/executed, where
-nbmake runs it. ``keep`` hands the outputs of those that ran to their end to the cache
+nbmake runs it, and prints the copies, those that take longest first: the last ones to
+start should be short. ``keep`` hands the outputs of those that ran to their end to the cache
 that the website is built from.
 """
 
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -15,16 +17,19 @@ import nbformat
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 
+from medimg_utils import results
+
 ROOT = Path(__file__).parents[2]
 EXECUTED = ROOT / ".cache" / "executed"
 KEPT = ROOT / ".cache" / "notebooks"
 
 
-def copy() -> None:
+def copy() -> list[Path]:
     """Copy notebooks without kept outputs, in their folders, to where nbmake runs them."""
     shutil.rmtree(EXECUTED, ignore_errors=True)
     EXECUTED.mkdir(parents=True)
     cache = get_cache(KEPT)
+    copies = []
     for source in sorted((ROOT / "book").rglob("*.ipynb")):
         if ".ipynb_checkpoints" in source.parts:
             continue
@@ -34,6 +39,16 @@ def copy() -> None:
             target = EXECUTED / source.relative_to(ROOT / "book")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+            copies.append(target)
+    return sorted(copies, key=_minutes, reverse=True)
+
+
+def _minutes(notebook: Path) -> float:
+    """How long a notebook took when it was measured; a new one may take long."""
+    name = f"{notebook.stem}-needs"
+    if name not in results.names():
+        return math.inf
+    return float(results.load(name)["sizes"]["tiny"]["minutes"])
 
 
 def keep() -> None:
@@ -75,4 +90,7 @@ def _complete(notebook: nbformat.NotebookNode) -> bool:
 
 
 if __name__ == "__main__":
-    {"copy": copy, "keep": keep}[sys.argv[1]]()
+    if sys.argv[1] == "copy":
+        print(*copy(), sep="\n")
+    else:
+        keep()

@@ -1,5 +1,6 @@
 """Outputs of the notebook tests reach the website, widgets included."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,9 +70,7 @@ def test_what_passes_is_kept_though_another_notebook_fails(project: Path) -> Non
     executed.copy()
     assert run(project) == 1
     executed.keep()
-    executed.copy()
-    copies = list(executed.EXECUTED.rglob("*.ipynb"))
-    assert [copy.name for copy in copies] == ["broken.ipynb"]
+    assert [copy.name for copy in executed.copy()] == ["broken.ipynb"]
 
 
 def test_outputs_of_code_that_was_edited_meanwhile_are_not_kept(project: Path) -> None:
@@ -84,6 +83,22 @@ def test_outputs_of_code_that_was_edited_meanwhile_are_not_kept(project: Path) -
     executed.keep()
     with pytest.raises(KeyError):
         get_cache(executed.KEPT).match_cache_notebook(edited)
+
+
+def test_the_longest_come_first_and_a_new_one_before_all(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = {"short-needs": 0.5, "long-needs": 2.0}
+    monkeypatch.setattr(executed.results, "names", lambda: list(needs))
+    monkeypatch.setattr(
+        executed.results,
+        "load",
+        lambda name: {"sizes": {"tiny": {"minutes": needs[name]}}},
+    )
+    page = project / "book" / "part" / "page.ipynb"
+    for name in ("long", "short"):
+        shutil.copy(page, page.with_stem(name))
+    assert [copy.stem for copy in executed.copy()] == ["page", "long", "short"]
 
 
 def test_copies_of_removed_notebooks_disappear(project: Path) -> None:
