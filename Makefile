@@ -38,17 +38,20 @@ help: ## Show this list
 
 # --- What people call -------------------------------------------------------
 
+# The site of a configuration, below a folder. Sphinx writes a page that fails too, and
+# would not look at it again: after a failure all pages are made anew.
+BUILD_SITE = $(BIN)/jupyter-book build book --config $(1) --path-output $(2) \
+	-W --keep-going || { rm -f $(PAGES); exit 1; }
+
 .PHONY: book
 book: $(BUILT) ## Build the website: _build/html/index.html
-	$(BIN)/jupyter-book build book --config _config.yml --path-output . -W --keep-going \
-		|| { rm -f $(PAGES); exit 1; }
+	$(call BUILD_SITE,_config.yml,.)
 
 .PHONY: student
 student: $(BUILT) ## Build the website without the solutions: _build/student/_build/html
 	mkdir -p .cache/student
 	$(BIN)/python book/_ext/student_config.py > .cache/student/_config.yml
-	$(BIN)/jupyter-book build book --config .cache/student/_config.yml \
-		--path-output _build/student -W --keep-going || { rm -f $(PAGES); exit 1; }
+	$(call BUILD_SITE,.cache/student/_config.yml,_build/student)
 
 # Files of tests are spread over the cores, with one thread of arithmetic each.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
@@ -61,6 +64,7 @@ copies=$$($(BIN)/python book/_ext/executed.py copy) || exit; status=0; \
 	if [ -n "$$copies" ]; then $(PARALLEL) --maxprocesses=4 --nbmake --overwrite \
 		--nbmake-timeout=300 $$copies || status=$$?; fi; \
 	$(BIN)/python book/_ext/executed.py keep && exit $$status
+touch $(OUTPUTS)
 endef
 
 # Tests always run at the tiny size.
@@ -84,7 +88,6 @@ unit: $(INSTALLED) $(ANATOMY) $(RELEASES) ## Run the unit tests and the examples
 notebooks: $(NEEDED) $(EMPTIED) ## Run every notebook at the tiny size
 	rm -rf .cache/notebooks
 	$(RUN_NOTEBOOKS)
-	touch $(OUTPUTS)
 	$(PARALLEL) tests/notebooks
 
 .PHONY: site
@@ -167,7 +170,6 @@ $(EMPTIED): $(PACKAGE) $(RELEASES) .cache/run-size
 
 $(OUTPUTS): $(EMPTIED) | $(ASSETS)
 	$(RUN_NOTEBOOKS)
-	touch $@
 
 # Sphinx itself rebuilds the pages that changed. Of these files it does not know, or not
 # that every page shows them: the table of contents is the sidebar of all pages.

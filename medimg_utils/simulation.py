@@ -323,10 +323,8 @@ def _keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):  # musl has none
         return
-    # before glibc 2.35, 32 MiB are the most
-    if libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(
-        _MMAP_THRESHOLD, 32 << 20
-    ):
+    largest = (1 << 30, 32 << 20)  # glibc before 2.35 takes no more than 32 MiB
+    if any(libc.mallopt(_MMAP_THRESHOLD, size) for size in largest):
         libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 

@@ -4,8 +4,8 @@ Usage: python book/_ext/executed.py copy|keep
 
 ``copy`` puts every notebook whose outputs are not kept yet into .cache/executed, where
 nbmake runs it, and prints the copies, those that take longest first: the last ones to
-start should be short. ``keep`` hands the outputs of those that ran to their end to the cache
-that the website is built from.
+start should be short. ``keep`` hands the outputs of those that ran to their end to the
+cache that the website is built from.
 """
 
 import math
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+from first_cell import notebooks
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 
@@ -30,9 +31,7 @@ def copy() -> list[Path]:
     EXECUTED.mkdir(parents=True)
     cache = get_cache(KEPT)
     copies = []
-    for source in sorted((ROOT / "book").rglob("*.ipynb")):
-        if ".ipynb_checkpoints" in source.parts:
-            continue
+    for source in notebooks(ROOT):
         try:
             cache.match_cache_notebook(nbformat.read(source, as_version=4))
         except KeyError:
@@ -79,13 +78,11 @@ def _code(notebook: nbformat.NotebookNode) -> list[str]:
 
 def _complete(notebook: nbformat.NotebookNode) -> bool:
     """Did every cell run, and none of them fail?"""
-    cells = [
-        cell for cell in notebook.cells if cell.cell_type == "code" and cell.source
-    ]
     return all(
         cell.execution_count is not None
         and all(output.output_type != "error" for output in cell.outputs)
-        for cell in cells
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.source
     )
 
 
