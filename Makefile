@@ -53,8 +53,11 @@ student: $(BUILT) ## Build the website without the solutions: _build/student/_bu
 	$(BIN)/python book/_ext/student_config.py > .cache/student/_config.yml
 	$(call BUILD_SITE,.cache/student/_config.yml,_build/student)
 
-# Files of tests are spread over the cores, with one thread of arithmetic each.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+# Files of tests are spread over the cores, with one thread of arithmetic each. What a
+# large array held is kept for the next one: glibc would hand it back to the system and
+# fetch it again page by page.
+PARALLEL := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 \
+	MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 # Runs copies, so that the sources stay free of outputs, and hands the outputs to the
 # cache of the website: no notebook runs twice, and those that pass are kept even where

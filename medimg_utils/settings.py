@@ -40,21 +40,23 @@ class Settings:
 
 
 def find_device(accelerator: str = "auto") -> torch.device:
-    """The device that Lightning Fabric chooses.
+    """The accelerator of this machine, or the CPU where it has none.
 
     Args:
         accelerator: `auto` takes what the machine has, `cpu` forces the CPU.
     """
-    from lightning_fabric import Fabric
+    import torch  # only here: it takes two seconds
 
-    return Fabric(accelerator=accelerator, devices=1).device
+    accelerated = accelerator != "cpu" and torch.accelerator.is_available()
+    found = torch.accelerator.current_accelerator() if accelerated else None
+    return found or torch.device("cpu")
 
 
 def get_settings() -> Settings:
     """Read the settings from the environment.
 
     `MEDIMG_SIZE` is `tiny` unless set, `MEDIMG_DATA` is `data/`, `MEDIMG_SEED` is 0.
-    The device is chosen by Lightning Fabric.
+    The device is that of `find_device`.
 
     Raises:
         InputError: an environment variable holds a value that cannot be used.

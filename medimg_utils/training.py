@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import ArrayLike, NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -490,6 +489,8 @@ def fit(
         RunError: the folder holds another run, or one that was not to be resumed.
         NotFiniteError: names the batch. The last checkpoint on disk is from before it.
     """
+    from lightning_fabric import Fabric  # only here: it takes two seconds
+
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)  # type: ignore[arg-type]
     if precision is None:
         chosen = best_precision(fabric.device)

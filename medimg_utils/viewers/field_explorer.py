@@ -69,7 +69,7 @@ class FieldExplorer(base.ImageViewer):
         network: nn.Module,
         modules: Mapping[str, str],
         *,
-        grid: int = 14,
+        grid: int = 10,
         pixel_mm: float | None = None,
         row: int | None = None,
         column: int | None = None,
