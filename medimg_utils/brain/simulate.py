@@ -259,10 +259,10 @@ def ensure_release(
 RELEASES = {
     "tiny": Simulation(patients=24, seed=1, spacing=4.0),
     "lab": Simulation(patients=240, seed=100, spacing=2.0),
-    "lab-choice": Simulation(patients=40, seed=150, spacing=2.0),
+    "lab-choice": Simulation(patients=160, seed=150, spacing=2.0),
     "lab-test": Simulation(
-        patients=72,
-        seed=200,
+        patients=200,
+        seed=300,
         spacing=2.0,
         survival=Survival(known_rate=1.0, listed_rate=1.0),
     ),
