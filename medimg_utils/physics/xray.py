@@ -253,9 +253,9 @@ def splat(position: Tensor, weight: Tensor, rows: int, columns: int) -> Tensor:
                 fraction[:, 1] if dc else 1 - fraction[:, 1]
             )
             inside = (r >= 0) & (r < rows) & (c >= 0) & (c < columns)
-            index = (r * columns + c)[inside]
-            shared = (weight * share)[inside]
-            image += torch.bincount(index, shared, minlength=rows * columns)
+            index = torch.where(inside, r * columns + c, image.numel())  # one bin more
+            shares = torch.bincount(index, weight * share, minlength=image.numel() + 1)
+            image += shares[:-1]
     return image.view(rows, columns)
 
 

@@ -196,7 +196,6 @@ def collapse(chest: Chest, cavity: Cavity, g: Tensor) -> Tensor:
         chest.origin[i] + spacing[i] * torch.arange(box[i].start, box[i].stop)
         for i in range(3)
     ]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     here = (inside / 1.25 + 0.5).clamp(0, 1)
     open_ = (gap > 0.5).float()
     air = ((gap - s) / 0.8 + 0.5).clamp(0, 1) * open_
@@ -205,10 +204,13 @@ def collapse(chest: Chest, cavity: Cavity, g: Tensor) -> Tensor:
     shift = (s - depth).clamp(min=0)
     # only what moves is sampled anew: the rest of the lung stays where it is
     moved = (shift > 0.2) & (here > 0) & (air < 1)
-    source = points[moved] + shift[moved, None] * torch.stack(normal, -1)[moved]
+    places = moved.nonzero(as_tuple=True)
+    points = torch.stack([axis[at] for axis, at in zip(axes, places, strict=True)], -1)
+    inward = torch.stack([part[places] for part in normal], -1)
+    source = points + shift[places][:, None] * inward
     old = chest.soft[box]
     tissue = old.clone()
-    tissue[moved] = _sample_anisotropic(chest.soft, source, chest.origin, spacing)
+    tissue[places] = _sample_anisotropic(chest.soft, source, chest.origin, spacing)
     tissue = tissue.clamp(max=1.05)
     # squeezed into a shell, a wide vessel would be drawn as a ring: it is left to the
     # vessels that :func:`carry` moves

@@ -120,50 +120,41 @@ def grey():
         "tendon": [Code.TENDON, Code.PCL],
         "air": [Code.AIR],
     }
-    found = {}
-    for plane in PLANES:
-        for name, codes in groups.items():
-            values = []
-            for seed in (0, 3, 4):
-                canvas = paint(
-                    knee,
-                    [Finding("abnormal", "effusion", 0.9)],
-                    np.random.default_rng([2, seed]),
-                )
-                inside = np.isin(canvas.codes, codes)
-                if name == "fluid":
-                    shows = [c for c, m in canvas.materials.items() if m.shows == 1]
-                    inside |= np.isin(canvas.codes, shows)
-                pictures, where = scan_with_mask(canvas, inside, plane, seed)
-                values.append(np.median(pictures[where]))
-            found[plane, name] = float(np.median(values))
-    return found
+    medians = {(plane, name): [] for plane in PLANES for name in groups}
+    for seed in (0, 3, 4):
+        canvas = paint(
+            knee,
+            [Finding("abnormal", "effusion", 0.9)],
+            np.random.default_rng([2, seed]),
+        )
+        shows = [c for c, m in canvas.materials.items() if m.shows == 1]
+        members = groups | {"fluid": groups["fluid"] + shows}
+        for plane in PLANES:
+            volume, masks = scan_with_masks(canvas, members, plane, seed)
+            for name, where in masks.items():
+                medians[plane, name].append(np.median(volume[where]))
+    return {key: float(np.median(values)) for key, values in medians.items()}
 
 
-def scan_with_mask(canvas, inside, plane, seed):
-    """A series, and the pixels that lie wholly in a mask of voxels."""
-    marked = {}
-    for code, material in canvas.materials.items():
-        marked[code] = material
-    kept = series._sample
+def scan_with_masks(canvas, groups, plane, seed):
+    """A series, and the pixels that lie wholly in each group of codes."""
+    kept, shares = series._sample, []
+    table = torch.zeros(256, len(groups))
+    for column, codes in enumerate(groups.values()):
+        table[codes, column] = 1.0
 
-    def sample(*arguments):
-        out, masks = kept(*arguments)
-        flags = canvas.codes
-        canvas.codes = inside.astype(np.uint8)
-        table = torch.zeros(256, out.shape[0])
-        table[1, 0] = 1.0
-        share, _ = kept(arguments[0], *arguments[1:3], table, arguments[4])
-        canvas.codes = flags
-        marked["share"] = share[0]
-        return out, masks
+    def sample(canvas, patient, frame, properties, generator):
+        shares.append(kept(canvas, patient, frame, table, generator)[0])
+        return kept(canvas, patient, frame, properties, generator)
 
     series._sample = sample
     try:
         found = scan(plane, seed=seed, canvas=canvas)
     finally:
         series._sample = kept
-    return found.volume, (marked["share"] > 0.99).numpy()
+    (share,) = shares
+    masks = {n: (s > 0.99).numpy() for n, s in zip(groups, share, strict=True)}
+    return found.volume, masks
 
 
 def test_fluid_is_bright_and_fat_dark_with_fat_suppression(grey):
