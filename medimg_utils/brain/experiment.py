@@ -893,7 +893,15 @@ def predict_case(run: Run, case: Case, segmenter: Segmenter) -> Prediction:
         ImageError: a file cannot be used.
         DatasetError: the intensities cannot be used.
     """
-    scan = load(case)
+    return predict_scan(run, case, load(case), segmenter)
+
+
+def predict_scan(run: Run, case: Case, scan: Scan, segmenter: Segmenter) -> Prediction:
+    """Segment the images of a case that have been read, or changed, already.
+
+    Raises:
+        DatasetError: the intensities cannot be used.
+    """
     prepared = prepare_scan(case, scan, run.experiment.voxel)
     return _predict(run, scan, prepared, segmenter)
 
