@@ -55,7 +55,7 @@ student: $(BUILT) ## Build the website without the solutions: _build/student/_bu
 
 # Files of tests are spread over the cores, with one thread of arithmetic each. What a
 # large array held is kept for the next one: glibc would hand it back to the system and
-# fetch it again page by page.
+# fetch it again page by page (before 2.35 it does so all the same).
 PARALLEL := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 \
 	MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 

@@ -42,6 +42,9 @@ class Settings:
 def find_device(accelerator: str = "auto") -> torch.device:
     """The accelerator of this machine, or the CPU where it has none.
 
+    Training asks Lightning Fabric instead, which chooses the same on CUDA and Apple's MPS
+    and takes two seconds to import.
+
     Args:
         accelerator: `auto` takes what the machine has, `cpu` forces the CPU.
     """

@@ -130,7 +130,11 @@ def run_lab(
         "training": training,
         "folds": others,
         "tests": {UNSEEN: unseen},
-        "inference": {"all modes": modes, "quick modes": quick},
+        "inference": {
+            "data": describe_release(other),
+            "all modes": modes,
+            "quick modes": quick,
+        },
         "survival": {
             "unseen patients": unseen["survival"],
             "training release": _once(

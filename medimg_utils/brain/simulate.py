@@ -255,7 +255,8 @@ def ensure_release(
 
 #: Releases of the run sizes.  Each holds other patients: those of ``lab-choice`` choose
 #: how the lab networks are used, and the table of ``lab-test`` tells the resection of
-#: everyone and the survival of all with a high grade.
+#: everyone and the survival of all with a high grade.  The two ``ablation`` releases are
+#: the test patients of :mod:`medimg_utils.challenges.ablation`.
 RELEASES = {
     "tiny": Simulation(patients=24, seed=1, spacing=4.0),
     "lab": Simulation(patients=240, seed=100, spacing=2.0),
@@ -263,6 +264,13 @@ RELEASES = {
     "lab-test": Simulation(
         patients=200,
         seed=300,
+        spacing=2.0,
+        survival=Survival(known_rate=1.0, listed_rate=1.0),
+    ),
+    "ablation": Simulation(patients=40, seed=150, spacing=2.0),
+    "ablation-more": Simulation(
+        patients=72,
+        seed=200,
         spacing=2.0,
         survival=Survival(known_rate=1.0, listed_rate=1.0),
     ),

@@ -336,7 +336,7 @@ EXPERIMENTS = {
     ),
 }  # fmt: skip
 #: The releases of a size: patients of the first are never tested on.
-RELEASES = {"tiny": ("tiny",), "lab": ("lab", "lab-choice", "lab-test")}
+RELEASES = {"tiny": ("tiny",), "lab": ("lab", "ablation", "ablation-more")}
 
 
 class Cohorts(NamedTuple):

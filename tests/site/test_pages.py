@@ -37,6 +37,7 @@ def test_the_book_was_built() -> None:
     assert "index.html" in PAGES, "there is no built book: run make book first"
     assert len(WITH_VIEWERS) > 12
     assert len(QUIZZES) > 12
+    assert {*QUIZZES, *WITH_VIEWERS} <= {*PAGES}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -57,6 +58,8 @@ def opened(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Visit]:
         visit.page.emulate_media(color_scheme="light", reduced_motion="reduce")
         visit.open(HTML / request.param)
         yield visit
+        assert not visit.requests, "since it was opened, the page asked for something"
+        assert not visit.errors
 
 
 def is_one_of(visit: Visit, pages: list[str]) -> bool:
@@ -74,14 +77,6 @@ def test_figures_have_alt_text(opened: Visit) -> None:
         # Without a text of its own MyST-NB writes the name of the file.
         assert len(alt) > 15
         assert not alt.endswith(".png")
-
-
-@pytest.mark.parametrize(("theme", "rules"), [("light", None), ("dark", COLOUR)])
-def test_page_is_accessible(opened: Visit, theme: str, rules: list[str] | None) -> None:
-    """Between the themes only colours differ."""
-    opened.page.emulate_media(color_scheme=theme)
-    expect(opened.page.locator("html")).to_have_attribute("data-theme", theme)
-    assert not opened.barriers(rules)
 
 
 def test_viewers_are_alive(opened: Visit) -> None:
@@ -120,9 +115,12 @@ def test_quiz_tells_wrong_from_right(opened: Visit) -> None:
         assert wrong != right
 
 
-def test_nothing_was_asked_for_or_went_wrong(opened: Visit) -> None:
-    assert not opened.requests
-    assert not opened.errors
+@pytest.mark.parametrize(("theme", "rules"), [("light", None), ("dark", COLOUR)])
+def test_page_is_accessible(opened: Visit, theme: str, rules: list[str] | None) -> None:
+    """Between the themes only colours differ."""
+    opened.page.emulate_media(color_scheme=theme)
+    expect(opened.page.locator("html")).to_have_attribute("data-theme", theme)
+    assert not opened.barriers(rules)
 
 
 def test_search_works_from_the_disk(visit) -> None:

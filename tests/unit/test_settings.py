@@ -2,9 +2,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from medimg_utils.errors import InputError
-from medimg_utils.settings import SIZES, get_settings
+from medimg_utils.settings import SIZES, find_device, get_settings
 
 
 def test_defaults(monkeypatch):
@@ -36,6 +37,15 @@ def test_an_unknown_size_names_the_known_ones(monkeypatch):
     with pytest.raises(InputError) as error:
         get_settings()
     assert all(size in str(error.value) for size in SIZES)
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_an_accelerator_is_taken_unless_the_cpu_is_forced(monkeypatch, present):
+    found = torch.device("meta")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: present)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: found)
+    assert find_device().type == ("meta" if present else "cpu")
+    assert find_device("cpu").type == "cpu"
 
 
 def test_importing_the_package_changes_nothing():

@@ -104,6 +104,7 @@ def test_the_result_says_all_that_the_pages_show(stored):
     assert read["training"]["chosen_on"]["patients"] == 2
     assert read["training"]["parts"]["n"] == 2
     inference = read["inference"]
+    assert inference["data"]["folder"] == "other"
     assert inference["all modes"]["n"] == 1
     assert set(inference["all modes"]["modes"]) == {"reference", "fast", "one-pass"}
     assert inference["quick modes"]["n"] == 9

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
@@ -389,6 +389,7 @@ def ball(spacing=2.0, size=40):
     rim=st.floats(0.0, 1.0),
     seed=st.integers(0, 10**6),
 )
+@example(pattern="ring", core=0.25, rim=0.002, seed=0)  # two specks of two voxels
 @settings(max_examples=12, deadline=None)
 def test_volumes_are_as_wished(pattern, core, rim, seed):
     fronts, tissues, r = ball()
@@ -407,9 +408,10 @@ def test_volumes_are_as_wished(pattern, core, rim, seed):
     assert count[4] <= 1.03 * wish.enhancing + 0.02
     if rim > 0.3:  # a thin rim is patchy, and nobody outlines its specks
         assert count[4] == pytest.approx(wish.enhancing, rel=0.03, abs=0.02)
-    if pattern != "none":
-        parts, n = ndi.label(lesion.label == ENHANCING, np.ones((3, 3, 3)))
-        assert (np.bincount(parts.ravel())[1 : n + 1] * 8 >= 30).all()  # mm³
+    parts, n = ndi.label(lesion.label == ENHANCING, np.ones((3, 3, 3)))
+    sizes = np.bincount(parts.ravel())[1 : n + 1] * 8  # mm³
+    # nobody outlines smaller ones; where all are, the largest stay
+    assert (sizes >= min(30, sizes.max(initial=0))).all()
     for share in (lesion.core, lesion.enhancing, lesion.liquid, lesion.blood):
         assert float(share.min()) >= 0
         assert float(share.max()) <= 1
