@@ -255,8 +255,9 @@ def ensure_release(
 
 #: Releases of the run sizes.  Each holds other patients: those of ``lab-choice`` choose
 #: how the lab networks are used, and the table of ``lab-test`` tells the resection of
-#: everyone and the survival of all with a high grade.  The two ``ablation`` releases are
-#: the test patients of :mod:`medimg_utils.challenges.ablation`.
+#: everyone and the survival of all with a high grade.  On the two ``ablation`` releases
+#: :mod:`medimg_utils.challenges.ablation` tests networks of its own; the first shares
+#: patients with ``lab-choice``.
 RELEASES = {
     "tiny": Simulation(patients=24, seed=1, spacing=4.0),
     "lab": Simulation(patients=240, seed=100, spacing=2.0),
