@@ -99,6 +99,14 @@ def test_viewers_are_alive(opened: Visit) -> None:
         assert len(seen | {before}) > 1
 
 
+@pytest.mark.parametrize(("theme", "rules"), [("light", None), ("dark", COLOUR)])
+def test_page_is_accessible(opened: Visit, theme: str, rules: list[str] | None) -> None:
+    """Between the themes only colours differ."""
+    opened.page.emulate_media(color_scheme=theme)
+    expect(opened.page.locator("html")).to_have_attribute("data-theme", theme)
+    assert not opened.barriers(rules)
+
+
 def test_quiz_tells_wrong_from_right(opened: Visit) -> None:
     questions = opened.page.locator("div.Quiz")
     if is_one_of(opened, QUIZZES):
@@ -113,14 +121,6 @@ def test_quiz_tells_wrong_from_right(opened: Visit) -> None:
         assert wrong
         assert right
         assert wrong != right
-
-
-@pytest.mark.parametrize(("theme", "rules"), [("light", None), ("dark", COLOUR)])
-def test_page_is_accessible(opened: Visit, theme: str, rules: list[str] | None) -> None:
-    """Between the themes only colours differ."""
-    opened.page.emulate_media(color_scheme=theme)
-    expect(opened.page.locator("html")).to_have_attribute("data-theme", theme)
-    assert not opened.barriers(rules)
 
 
 def test_search_works_from_the_disk(visit) -> None:
