@@ -115,8 +115,7 @@ def write_in_parts(
                 torch.set_num_threads(threads)
                 torch.set_flush_denormal(False)
         else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(count, context, _start_worker) as pool:
+            with open_pool(count, work) as pool:
                 futures = {
                     pool.submit(_do, work, part, files[part.name]): part
                     for part in missing
@@ -134,6 +133,24 @@ def write_in_parts(
     write_json_atomic(out / "simulation.json", settings)
     _tidy_up(out)
     return True
+
+
+def open_pool(count: int, work: Callable[..., Any]) -> ProcessPoolExecutor:
+    """Processes for a function of a module, which end when this one does.
+
+    Where the system can fork, one process imports the module and the others are copies
+    of it: PyTorch takes seconds to import.
+
+    Args:
+        count: of processes.
+        work: the function they are for.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        context = multiprocessing.get_context("spawn")
+    else:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, work.__module__])
+    return ProcessPoolExecutor(count, context, _start_worker, (dict(os.environ),))
 
 
 def needs_work(
@@ -307,7 +324,9 @@ def _read(file: Path, damaged: Path, kind: type = object) -> Any:
     return value
 
 
-def _start_worker() -> None:
+def _start_worker(environment: Mapping[str, str]) -> None:
+    os.environ.clear()  # a copy has that of the first call
+    os.environ.update(environment)
     _keep_freed_memory()
     _end_with_parent()
 

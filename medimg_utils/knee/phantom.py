@@ -6,9 +6,7 @@ label map and :mod:`.soft_tissue` laid around them.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +21,7 @@ from medimg_utils.knee.soft_tissue import HABITUS, build
 from medimg_utils.knee.voxels import SPACES
 from medimg_utils.physics import anatomy
 from medimg_utils.settings import get_settings
+from medimg_utils.simulation import open_pool
 
 ANATOMIES = ("knee1", "knee2", "knee3")
 #: Version of the prepared files: raise it when what they hold changes.
@@ -96,8 +95,7 @@ def prepare(
         return
     for name, _, _ in work:  # two processes must not fetch the same archive
         anatomy.path(label_map(name), data_dir)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context) as pool:
+    with open_pool(count, _prepare) as pool:
         for future in [pool.submit(_prepare, *arguments) for arguments in work]:
             future.result()
 

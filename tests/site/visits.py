@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import Browser, Page, Route, expect
 
 # How many viewers of this project the page describes; they appear a little later.
 COUNT_VIEWERS = """() => {
@@ -18,6 +18,9 @@ COUNT_VIEWERS = """() => {
   return parse("view").filter(one => id(one).startsWith("medimg_utils.")).length;
 }"""
 
+
+# Rules of axe about colours: between the themes nothing else differs.
+COLOUR = ["color-contrast", "link-in-text-block"]
 
 # A chapter has thousands of coloured words of code in a dozen colours: one of each is
 # enough to judge its contrast, and saves most of the time. axe judges no single character.
@@ -54,11 +57,19 @@ class Visit:
         """How many viewers the page describes."""
         return int(self.page.evaluate(COUNT_VIEWERS))
 
-    def barriers(self, rules: list[str] | None = None) -> list[str]:
+    def turn_dark(self) -> None:
+        """Ask for the dark theme and wait for it."""
+        self.page.emulate_media(color_scheme="dark")
+        expect(self.page.locator("html")).to_have_attribute("data-theme", "dark")
+
+    def barriers(
+        self, rules: list[str] | None = None, inside: str | None = None
+    ) -> list[str]:
         """Violations of accessibility that axe calls serious or critical.
 
         Args:
             rules: the names of those that axe shall look at; all where None.
+            inside: selector of the parts to look at; the whole page where None.
         """
         self.page.evaluate(HIDE_REPEATED_CODE)
         # Without the selectors of all that passes, which take half of the time; and
@@ -66,7 +77,7 @@ class Visit:
         options: dict[str, object] = {"resultTypes": ["violations"], "preload": False}
         if rules is not None:
             options["runOnly"] = {"type": "rule", "values": rules}
-        found = Axe().run(self.page, options=options).response["violations"]
+        found = Axe().run(self.page, inside, options).response["violations"]
         return [
             f"{one['id']}: {node['html']} {[why['message'] for why in node['any']]}"
             for one in found

@@ -19,6 +19,7 @@ from medimg_utils.simulation import (
     choose_plan,
     find_parts,
     needs_work,
+    open_pool,
     remove_older,
     write_in_parts,
 )
@@ -135,6 +136,13 @@ if __name__ == "__main__":
     workers = [int(file.read_text()) for file in out.glob("*.pid")]
     assert parent.pid not in workers
     assert wait_for(lambda: not any(map(is_alive, workers)), 10)
+
+
+def test_workers_see_the_environment_of_their_call(tmp_path, monkeypatch):
+    for folder in ("one", "two"):
+        monkeypatch.setenv("MEDIMG_DATA", folder)
+        with open_pool(1, os.getenv) as pool:
+            assert pool.submit(os.getenv, "MEDIMG_DATA").result() == folder
 
 
 def test_what_stands_in_the_way_is_refused(tmp_path):

@@ -1,5 +1,5 @@
 import csv
-import signal
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -325,94 +325,83 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_weights(tmp_path, last_step)
     assert [row["loss"] for row in again] == [row["loss"] for row in history]
 
 
-SCRIPT = """
-import importlib.util
-from pathlib import Path
-
-import torch
-spec = importlib.util.spec_from_file_location("toy", {file!r})
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
-torch.set_num_threads(1)
-toy.run(Path({out!r}), resume=True, save_every=1, epochs=20)
-"""
+def go_on(out):
+    run(out, resume=True, save_every=1, epochs=20)
 
 
 def test_a_process_killed_again_and_again_ends_with_the_same_weights(tmp_path):
     """SIGKILL at random moments, with a checkpoint after every step, so writes are hit too."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(file=__file__, out=str(whole))], check=True
-    )
-    code = SCRIPT.format(file=__file__, out=str(out))
+    go_on(whole)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["medimg_utils.training", "lightning_fabric"])
     random = np.random.default_rng()
     killed = 0
     for _ in range(5):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and not (out / LAST).is_file():
+        process = context.Process(target=go_on, args=(out,))
+        process.start()
+        while process.is_alive() and not (out / LAST).is_file():
             time.sleep(0.05)
         before = (out / LAST).stat().st_mtime_ns
-        while process.poll() is None and (out / LAST).stat().st_mtime_ns == before:
+        while process.is_alive() and (out / LAST).stat().st_mtime_ns == before:
             time.sleep(0.005)  # wait until it has gone on from where it was
         if killed < 3:
             time.sleep(random.uniform(0, 0.1))
-            process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
+            process.kill()
+        process.join()
+        if process.exitcode == 0:
             break
         killed += 1
     assert killed == 3
     assert not list(out.glob(".partial-*"))
-    assert process.returncode == 0
+    assert process.exitcode == 0
     first, second = (load_tensors(folder / LAST)[0] for folder in (whole, out))
     assert same(first, second)
 
 
-TOGETHER = """
-import importlib.util
-from pathlib import Path
+class Linear(nn.Module):
+    """Draws nothing, and knows nothing of the others in its batch."""
 
-from torch import nn
-spec = importlib.util.spec_from_file_location("toy", {file!r})
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
-
-
-class Linear(nn.Module):  # draws nothing, and knows nothing of the others in its batch
     def __init__(self):
         super().__init__()
-        toy.torch.manual_seed(0)
+        torch.manual_seed(0)
         self.weights = nn.Linear(64, 1)
 
     def forward(self, x):
         return self.weights(x.flatten(1))[:, 0]
 
 
-for stage in ("first", "second"):  # as use cases do that train one after the other
-    network, _ = toy.run(Path({out!r}) / stage, network=Linear(), devices={devices})
-    stored = toy.load_tensors(Path({out!r}) / stage / toy.LAST)[0]
-    assert toy.torch.equal(stored["network.weights.weight"], network.weights.weight)
+def train_together(out, devices):
+    for stage in ("first", "second"):  # as use cases do that train one after the other
+        network, _ = run(out / stage, network=Linear(), devices=devices)
+        stored = load_tensors(out / stage / LAST)[0]
+        assert torch.equal(stored["network.weights.weight"], network.weights.weight)
+
+
+# A second device starts its process by calling the script anew.
+SCRIPT = """
+import importlib.util
+from pathlib import Path
+
+spec = importlib.util.spec_from_file_location("toy", {file!r})
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+toy.train_together(Path({out!r}), devices=2)
 """
 
 
 def test_two_devices_learn_what_one_learns(tmp_path):
-    found = {}
-    for devices in (1, 2):
-        out = tmp_path / str(devices)
-        script = tmp_path / f"together{devices}.py"
-        script.write_text(TOGETHER.format(file=__file__, out=str(out), devices=devices))
-        subprocess.run(
-            [sys.executable, script], check=True, stderr=subprocess.PIPE, timeout=120
-        )
-        for stage in ("first", "second"):
-            weights, _ = load_tensors(out / stage / LAST)
-            losses = [row["loss"] for row in read_log(out / stage)]
-            found[devices, stage] = weights["network.weights.weight"], losses
+    one, two, script = tmp_path / "one", tmp_path / "two", tmp_path / "together.py"
+    train_together(one, devices=1)
+    script.write_text(SCRIPT.format(file=__file__, out=str(two)))
+    subprocess.run(
+        [sys.executable, script], check=True, stderr=subprocess.PIPE, timeout=120
+    )
     for stage in ("first", "second"):
-        one, two = found[1, stage], found[2, stage]
-        torch.testing.assert_close(one[0], two[0], atol=1e-5, rtol=1e-4)
-        assert one[1] == pytest.approx(two[1], rel=1e-4)
+        weights = [load_tensors(out / stage / LAST)[0] for out in (one, two)]
+        torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
+        losses = [[row["loss"] for row in read_log(out / stage)] for out in (one, two)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_time_before_a_stop_counts(tmp_path):
