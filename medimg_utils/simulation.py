@@ -145,10 +145,9 @@ def open_pool(count: int, work: Callable[..., Any]) -> ProcessPoolExecutor:
         count: of processes.
         work: the function they are for.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
-        context = multiprocessing.get_context("spawn")
-    else:
-        context = multiprocessing.get_context("forkserver")
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+    if can_fork:
         context.set_forkserver_preload([__name__, work.__module__])
     return ProcessPoolExecutor(count, context, _start_worker, (dict(os.environ),))
 
