@@ -194,6 +194,20 @@ def test_quiz_answers_without_a_network(visit, demo) -> None:
     assert not visit.requests
 
 
+@pytest.mark.parametrize("correct", ["false", "true"])
+def test_what_a_quiz_says_can_be_read(visit, demo: Path, correct: str) -> None:
+    page = visit.open(demo / "quiz.html")
+    page.locator(f'.MCButton[data-correct="{correct}"]').first.click(timeout=15_000)
+    # a button takes its colour in a second
+    page.evaluate(
+        "() => Promise.all(document.getAnimations().map(one => one.finished))"
+    )
+    assert page.locator(".Feedback").first.inner_text().strip()
+    assert not visit.barriers(COLOUR, inside="div.Quiz")
+    visit.turn_dark()
+    assert not visit.barriers(COLOUR, inside="div.Quiz")
+
+
 def test_figure_has_alt_text_and_caption(visit, demo) -> None:
     page = visit.open(demo / "viewers.html")
     figure = page.locator("figure.medimg-figure")
