@@ -64,7 +64,8 @@ def test_the_published_tiling():
 @settings(max_examples=50, deadline=None)
 def test_thinned_tiles_cover_the_box_with_a_quarter_of_the_work(shape):
     tiles, published = thinned_tiles(shape), published_tiles(shape)
-    assert covered(shape, tiles).min() >= 1
+    # a quarter on average, and a sixth at least where few tiles overlap
+    assert (6 * covered(shape, tiles) >= covered(shape, published)).all()
     assert set(tiles) <= set(published)
     assert len(tiles) <= (len(published) + 9) / 4
 
