@@ -138,16 +138,17 @@ def write_in_parts(
 def open_pool(count: int, work: Callable[..., Any]) -> ProcessPoolExecutor:
     """Processes for a function of a module, which end when this one does.
 
-    Where the system can fork, one process imports the module and the others are copies
-    of it: PyTorch takes seconds to import.
+    On Linux one process imports the module and the others are copies of it: PyTorch takes
+    seconds to import. (Copies of a process that has loaded Apple's libraries may crash,
+    and Windows makes none.)
 
     Args:
         count: of processes.
         work: the function they are for.
     """
-    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-    if can_fork:
+    linux = sys.platform == "linux"
+    context = multiprocessing.get_context("forkserver" if linux else "spawn")
+    if linux:
         context.set_forkserver_preload([__name__, work.__module__])
     return ProcessPoolExecutor(count, context, _start_worker, (dict(os.environ),))
 
