@@ -333,8 +333,10 @@ def test_a_process_killed_again_and_again_ends_with_the_same_weights(tmp_path):
     """SIGKILL at random moments, with a checkpoint after every step, so writes are hit too."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
     go_on(whole)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["medimg_utils.training", "lightning_fabric"])
+    linux = sys.platform == "linux"
+    context = multiprocessing.get_context("forkserver" if linux else "spawn")
+    if linux:  # copies of a process that has imported them
+        context.set_forkserver_preload(["medimg_utils.training", "lightning_fabric"])
     random = np.random.default_rng()
     killed = 0
     for _ in range(5):
