@@ -37,7 +37,10 @@ Run = Annotated[
 Fold = Annotated[int | None, typer.Option(min=0, help="Fold to hold out, from 0.")]
 Mode = Annotated[
     str | None,
-    typer.Option(help="reference, fast or one-pass; the run's own unless given."),
+    typer.Option(
+        help="reference (published tiling, minutes a case on a CPU), fast (a quarter of "
+        "its boxes) or one-pass (one box, seconds); the run's own unless given."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 NewRun = Annotated[Path, typer.Option(help="Folder of the new run.")]
@@ -384,11 +387,12 @@ def predict_brain(
     answers = experiment.predict(run, cases, out, mode=mode, progress=not quiet)
     for answer in answers:
         volumes = answer["volumes_cm3"]
-        days = answer["survival"]["days"]
+        days, model = answer["survival"]["days"], answer["survival"]["model"]
         typer.echo(
             f"{answer['case']}: WT {volumes['WT']:.1f}, TC {volumes['TC']:.1f}, ET "
             f"{volumes['ET']:.1f} cm³; survival "
             + ("not estimated" if days is None else f"{days:.0f} days")
+            + (" (the mean of the cohort)" if model == "mean" else "")
         )
 
 

@@ -232,8 +232,9 @@ def answer_each(
         write_json_atomic(out / f"{name(item)}.json", answer)
         answers.append(to_json(answer))
     if failures:
+        others_too = ", the others were written" if answers else ""
         raise kind(
-            f"{len(failures)} of {len(items)} {what} could not be used, the others were "
-            "written: " + " | ".join(failures)
+            f"{len(failures)} of {len(items)} {what} could not be used{others_too}: "
+            + " | ".join(failures)
         )
     return answers

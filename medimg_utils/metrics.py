@@ -159,7 +159,8 @@ def bootstrap(
     """Percentile interval of any statistic, drawing whole patients with replacement.
 
     Images of one patient resemble each other, so drawing single images would make the
-    interval too narrow.
+    interval too narrow. The ends are NaN with fewer than two patients: the same one drawn
+    again and again would look like certainty.
 
     Args:
         statistic: takes indices into the test set (with repeats) and returns a number.
@@ -172,6 +173,8 @@ def bootstrap(
     groups, drawn = _draw_patients(patients, draws, seed)
     members = _members(groups)
     value = float(statistic(np.arange(groups.size)))
+    if len(members) < 2:
+        return Interval(value, float("nan"), float("nan"))
     found = np.array(
         [statistic(np.concatenate([members[k] for k in whom])) for whom in drawn]
     )
@@ -240,8 +243,12 @@ def mean_bootstrap(
 
     >>> mean_bootstrap([0, 0, 1, 1], ["a", "a", "b", "b"]).value
     0.5
+    >>> mean_bootstrap([0.8, 0.9], ["a", "a"])
+    Interval(value=0.85, low=nan, high=nan)
     """
     numbers = np.asarray(values, dtype=np.float64)
+    if np.unique(np.asarray(patients)).size < 2:
+        return Interval(float(numbers.mean()), float("nan"), float("nan"))
     weights = _times_drawn(patients, draws, seed)
     found = weights @ numbers / weights.sum(axis=1)
     return _percentiles(float(numbers.mean()), found, level)
@@ -258,8 +265,7 @@ def auc_bootstrap(
 ) -> Interval:
     """AUC with a bootstrap interval over patients (over images without them).
 
-    With fewer than two patients in a class the ends are NaN: the same one drawn again and
-    again would look like certainty.
+    With fewer than two patients in a class the ends are NaN, as in `bootstrap`.
 
     >>> auc_bootstrap([1, 1, 0, 0], [0.1, 0.2, 0.3, 0.4], ["a", "a", "b", "c"])
     Interval(value=0.0, low=nan, high=nan)

@@ -51,15 +51,20 @@ def count_notes(*pairs: tuple[int, str]) -> tuple[str, ...]:
 
 
 def release_folder(root: str | os.PathLike[str]) -> Path:
-    """The path of a folder that exists.
+    """The path of a folder that exists, and whose simulation, if it is one, is complete.
 
     Raises:
-        DatasetError: it does not.
+        DatasetError: it does not, or the simulation was broken off.
     """
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(
             f"{root} is no folder. Give the folder that holds the release."
+        )
+    if left_by_simulation(root, "unfinished.json") is not None:
+        raise DatasetError(
+            f"{root} holds a simulation that was broken off. Call it again with the same "
+            "settings: it goes on where it stopped."
         )
     return root
 

@@ -236,6 +236,13 @@ def hold_out(
     """
     held = check_fold(fold, n_folds)
     rest, test = _part(items, label, n_folds, held, seed)
+    left = len({item.patient for item in rest})
+    if left < validation_folds:
+        raise InputError(
+            f"{left + len({item.patient for item in test})} patients are too few: one in "
+            f"{n_folds} is for the test, and one in {validation_folds} of the {left} others "
+            f"for validation, who must be {validation_folds} at least. Use more data."
+        )
     train, validation = _part(rest, label, validation_folds, 0, seed)
     for first, second in ((train, validation), (train, test), (validation, test)):
         check_no_leak([a.patient for a in first], [b.patient for b in second])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -490,6 +491,9 @@ def fit(
         NotFiniteError: names the batch. The last checkpoint on disk is from before it.
     """
     from lightning_fabric import Fabric  # only here: it takes two seconds
+
+    # it tells the precision of each network anew, which the settings tell
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)  # type: ignore[arg-type]
     if precision is None:

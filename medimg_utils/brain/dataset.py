@@ -229,7 +229,7 @@ def read_msd(root: str | os.PathLike[str]) -> list[Case]:
         DatasetError: the folder is not that release.
     """
     root = release_folder(root)
-    _check_msd(root)
+    listed = _check_msd(root)
     layout = LAYOUTS["msd"]
     cases = []
     for path in sorted((root / "imagesTr").iterdir()):
@@ -248,6 +248,13 @@ def read_msd(root: str | os.PathLike[str]) -> list[Case]:
         )
     if not cases:
         raise DatasetError(f"{root / 'imagesTr'} holds no BRATS_*.nii.gz. Unpack it.")
+    absent = sorted(listed - {case.case_id for case in cases})
+    if absent:
+        raise DatasetError(
+            f"{root / 'dataset.json'} lists {len(listed)} cases, but {len(absent)} of them "
+            f"have no file in imagesTr, e.g. {absent[0]}. Unpack the archive again, or "
+            "take them out of the list."
+        )
     return cases
 
 
@@ -275,6 +282,11 @@ def read_case(path: str | os.PathLike[str]) -> Case:
                 "a file BRATS_001.nii.gz with four channels (MSD Task01)."
             )
         return Case(match["case"], LAYOUTS["msd"], (path,), None, match["patient"])
+    if not path.is_dir():
+        raise DatasetError(
+            f"there is no {path}. A case is a folder with four modalities (BraTS) or a "
+            "file with four channels (MSD Task01)."
+        )
     folder = release_folder(path)
     names = sorted(item.name for item in folder.iterdir() if item.is_file())
     found = {key: files for key, files in _group(folder, names).items() if files}
@@ -282,7 +294,7 @@ def read_case(path: str | os.PathLike[str]) -> Case:
         listed = ", ".join(case for _, case in found) or "none"
         raise DatasetError(
             f"{folder} should hold the files of one case, but these cases were found: "
-            f"{listed}. Names must be those of a release, e.g. "
+            f"{listed}. Give the folder of a case, not that of a release, with names like "
             "BraTS2021_00000_{t1,t1ce,t2,flair}.nii.gz."
         )
     problems = _file_problems(found)
@@ -381,12 +393,14 @@ def _cases(found: Files) -> list[Case]:
     return cases
 
 
-def _check_msd(root: Path) -> None:
+def _check_msd(root: Path) -> set[str]:
+    """Hold `dataset.json` against the layout; return the cases that it lists."""
     path = root / "dataset.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         modalities = [facts["modality"][str(k)].lower() for k in range(4)]
         labels = [facts["labels"][str(k)].lower() for k in range(4)]
+        listed = [Path(one["image"]).name for one in facts.get("training", ())]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DatasetError(
             f"{path} cannot be read as the description of MSD Task01 ({error!r}). Give the "
@@ -405,6 +419,8 @@ def _check_msd(root: Path) -> None:
             f"{path} lists the labels {labels}, but Task01 has 1 edema, 2 non-enhancing "
             "tumor, 3 enhancing tumour."
         )
+    found = map(LAYOUTS["msd"].pattern.fullmatch, listed)
+    return {match["case"] for match in found if match}
 
 
 # --------------------------------------------------------------------------------- survival
@@ -651,9 +667,7 @@ def prepare_scan(case: Case, scan: Scan, voxel: float) -> Prepared:
     try:
         return prepare(scan.images, scan.spacing, voxel, scan.labels)
     except IntensityError as error:
-        raise DatasetError(
-            f"{case.images[0].parent}, {case.case_id}: {error}"
-        ) from error
+        raise DatasetError(f"{case.images[0].parent}: {error}") from error
 
 
 def _stored(case: Case, voxel: float, cache: Path) -> Prepared:

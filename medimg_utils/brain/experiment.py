@@ -1280,7 +1280,9 @@ def _answer(run: Run, case: Case, prediction: Prediction, mode: str) -> dict[str
         "volumes_cm3": {name: round(value, 3) for name, value in volumes.items()},
         "distance_mm": round(row["distance_mm"], 2) if labels.any() else None,
         "survival": survival.estimate(
-            run.facts["survival"], row, simulated=run.facts["data"]["simulated"]
+            run.facts["survival"],
+            row | {"grade": case.grade, "resection": case.resection},
+            simulated=run.facts["data"]["simulated"],
         ),
         "seconds": round(seconds, 2),
         "settings": {

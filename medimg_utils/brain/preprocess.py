@@ -59,7 +59,9 @@ def standardise(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     inside = volume[brain]
     share = inside.size / volume.size
     if not inside.size:
-        raise IntensityError("all voxels are 0: there is no brain in it.")
+        raise IntensityError(
+            "all voxels are 0: there is no brain in it. Copy the file anew."
+        )
     if share > 0.95:
         raise IntensityError(
             f"{share:.0%} of the voxels are not 0, but the background of a brain without "

@@ -323,11 +323,13 @@ def estimate(
 ) -> dict[str, Any]:
     """Survival of one patient in words and numbers, for the files that `predict` writes.
 
-    Without an age the estimate is the mean of the cohort, and says so.
+    Without an age the estimate is the mean of the cohort, and says so; it also says where
+    the patient is not one of those whom the cohort stands for.
 
     Args:
         stored: what `fit_models` returned.
-        patient: `age` (None where unknown), `distance_mm` and volumes.
+        patient: `age` (None where unknown), `distance_mm` and volumes; `grade` and
+            `resection` where they are known.
         simulated: were the patients of the cohort simulated?
         level: of the interval.
 
@@ -354,5 +356,15 @@ def estimate(
         "model": variant,
         "features": {name: patient[name] for name in model.features},
         "based_on": f"linear regression on {used}{reason}, fitted to {model.n} {kind} "
-        "patients with gross total resection; not for clinical use",
+        f"patients with gross total resection; {_unlike(patient)}not for clinical use",
     }
+
+
+def _unlike(patient: Mapping[str, Any]) -> str:
+    """What sets a patient apart from those with survival times, in words; often none."""
+    apart = []
+    if patient.get("resection") not in (None, "GTR"):
+        apart.append(f"resection {patient['resection']}")
+    if patient.get("grade") == "LGG":
+        apart.append("a tumour of low grade")
+    return f"this patient is unlike them ({' and '.join(apart)}); " if apart else ""

@@ -107,6 +107,15 @@ def test_bootstrap_without_clusters_is_scipys():
     assert ours.high == pytest.approx(theirs.high, abs=0.03)
 
 
+def test_one_patient_has_no_interval():
+    for one in (
+        metrics.bootstrap(lambda index: float(len(index)), ["a", "a"], draws=10),
+        metrics.mean_bootstrap([1.0, 3.0], ["a", "a"], draws=10),
+    ):
+        assert one.value == 2
+        assert np.isnan([one.low, one.high]).all()
+
+
 def test_fast_bootstraps_are_the_slow_one():
     labels, scores = _scores(ties=True)
     patients = np.random.default_rng(2).integers(0, 50, len(labels))

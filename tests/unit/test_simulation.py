@@ -13,6 +13,7 @@ import pytest
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import write_text_atomic
+from medimg_utils.release import release_folder
 from medimg_utils.simulation import (
     Part,
     _differences,
@@ -78,10 +79,16 @@ def test_interrupted_resumed_and_in_two_processes_is_the_same(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "broken", stop)
     assert not (tmp_path / "broken" / "table.csv").exists()
+    (tmp_path / "broken" / "MRNet-v1.0").mkdir()  # a release may lie one level below
+    for folder in ("broken", "broken/MRNet-v1.0"):
+        with pytest.raises(InputError, match="a simulation that was broken off"):
+            release_folder(tmp_path / folder)
+    (tmp_path / "broken" / "MRNet-v1.0").rmdir()
     (tmp_path / "broken" / ".partial-1-abc.txt").write_text("half")
     (tmp_path / "broken" / "4.txt").write_text("not made again")
     stop.unlink()
     make(tmp_path / "broken", stop)
+    assert release_folder(tmp_path / "broken") == tmp_path / "broken"
     make(tmp_path / "two", workers=2)
     broken = contents(tmp_path / "broken")
     assert broken.pop("4.txt") == b"not made again"

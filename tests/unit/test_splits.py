@@ -114,6 +114,18 @@ def test_every_patient_is_tested_once():
         tested(5)
 
 
+def test_too_few_patients_are_told_with_what_is_needed():
+    images = [Image(f"P{k}", k % 2) for k in range(6)]
+    with pytest.raises(
+        InputError,
+        match="6 patients are too few: one in 5 is for the test, and one in 5 of the 4 "
+        "others for validation, who must be 5 at least",
+    ):
+        hold_out(
+            images, lambda image: image.label, fold=0, n_folds=5, validation_folds=5
+        )
+
+
 def test_classes_rarer_than_folds_are_spread_as_far_as_they_go(recwarn):
     patients = [f"P{k}" for k in range(9)]
     assert sorted(patient_folds(patients, [0] * 4 + [1] * 5, n_folds=9)) == list(

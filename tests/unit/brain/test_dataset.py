@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import nibabel as nib
@@ -474,6 +475,19 @@ def test_a_whole_release_is_fine(shell, brats):
     assert "48 × 56 × 44 voxels of 3 × 3 × 3 mm, LPS: 12" in done.output
     assert "tumours without an enhancing part: 2" in done.output
     assert "12 survival times, 12 ages, 11 gross total resections" in done.output
+
+
+def test_msd_cases_that_are_listed_must_be_there(shell, tmp_path, write_case):
+    write_case(tmp_path, "msd", 1)
+    path = tmp_path / "dataset.json"
+    names = [{"image": f"./imagesTr/BRATS_{k:03d}.nii.gz"} for k in (1, 2)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"training": names}))
+    message = "lists 2 cases, but 1 of them have no file in imagesTr, e.g. BRATS_002"
+    with pytest.raises(DatasetError, match=message):
+        read_msd(tmp_path)
+    done = shell("verify", "msd", tmp_path, "--quiet")
+    assert done.exit_code == 1
+    assert "BRATS_002" in done.output
 
 
 def test_msd_is_verified_too(shell, tmp_path, write_case):

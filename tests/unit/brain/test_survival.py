@@ -194,6 +194,27 @@ def test_without_an_age_the_estimate_is_the_mean_and_says_so():
     assert "20 real patients" in answer["based_on"]
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"grade": "HGG", "resection": "GTR"}, None),
+        ({"grade": None, "resection": None}, None),
+        ({"grade": "HGG", "resection": "STR"}, "unlike them (resection STR);"),
+        (
+            {"grade": "LGG", "resection": "STR"},
+            "unlike them (resection STR and a tumour of low grade);",
+        ),
+    ],
+)
+def test_it_is_said_where_a_patient_is_unlike_the_cohort(facts, words):
+    rows = cohort(20)
+    answer = estimate(fit_models(rows), rows[0] | facts, simulated=True)
+    if words is None:
+        assert "unlike" not in answer["based_on"]
+    else:
+        assert words in answer["based_on"]
+
+
 def test_a_run_without_survival_gives_no_estimate():
     assert fit_models(cohort(5)) is None
     answer = estimate(None, {"age": 50}, simulated=True)
