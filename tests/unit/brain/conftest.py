@@ -155,7 +155,7 @@ def toy() -> Experiment:
         segment_width=4,
         find_epochs=14,
         rehearse_epochs=3,
-        segment_epochs=1,
+        segment_epochs=2,
         one_pass_epochs=1,
         find_rate=1e-2,
         side=12,
