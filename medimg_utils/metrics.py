@@ -243,8 +243,8 @@ def mean_bootstrap(
 
     >>> mean_bootstrap([0, 0, 1, 1], ["a", "a", "b", "b"]).value
     0.5
-    >>> mean_bootstrap([0.8, 0.9], ["a", "a"])
-    Interval(value=0.85, low=nan, high=nan)
+    >>> mean_bootstrap([0, 1], ["a", "a"])
+    Interval(value=0.5, low=nan, high=nan)
     """
     numbers = np.asarray(values, dtype=np.float64)
     if np.unique(np.asarray(patients)).size < 2:
