@@ -667,7 +667,9 @@ def prepare_scan(case: Case, scan: Scan, voxel: float) -> Prepared:
     try:
         return prepare(scan.images, scan.spacing, voxel, scan.labels)
     except IntensityError as error:
-        raise DatasetError(f"{case.images[0].parent}: {error}") from error
+        raise DatasetError(
+            f"{case.images[0].parent}, {case.case_id}: {error}"
+        ) from error
 
 
 def _stored(case: Case, voxel: float, cache: Path) -> Prepared:

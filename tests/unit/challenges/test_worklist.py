@@ -236,7 +236,7 @@ def test_waits_of_hurried_readings_are_those_of_queueing_theory() -> None:
     department = worklist.steady(rate, 1, minutes, prevalence=0.5)
     waits: dict[bool, list[float]] = {True: [], False: []}
     for seed in range(6):
-        drawn = exams(department, days=40, seed=seed)
+        drawn = exams(department, days=60, seed=seed)
         done = worklist.work(drawn, ROUND, np.inf, READER)
         for marked in waits:
             waits[marked].append(done["wait"][drawn["marked"] == marked].mean())
