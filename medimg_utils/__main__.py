@@ -410,13 +410,17 @@ def _train(
 
     check_folder(out)  # now, not after minutes of decoding
     settings = get_settings()
-    return experiment.train(
-        data,
-        out,
-        experiment.get_experiment(size or settings.size, epochs=epochs),
-        seed=settings.seed if seed is None else seed,
-        **options,
-    )
+    try:
+        return experiment.train(
+            data,
+            out,
+            experiment.get_experiment(size or settings.size, epochs=epochs),
+            seed=settings.seed if seed is None else seed,
+            **options,
+        )
+    except KeyboardInterrupt:
+        _report(f"\nstopped; the same command with --resume goes on with {out}")
+        raise
 
 
 def _report(text: str) -> None:

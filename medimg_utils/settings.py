@@ -58,26 +58,26 @@ def find_device(accelerator: str = "auto") -> torch.device:
 def get_settings() -> Settings:
     """Read the settings from the environment.
 
-    `MEDIMG_SIZE` is `tiny` unless set, `MEDIMG_DATA` is `data/`, `MEDIMG_SEED` is 0.
-    The device is that of `find_device`.
+    `MEDIMG_SIZE` is `tiny` unless set, `MEDIMG_DATA` is `data/`, `MEDIMG_SEED` is 0; one
+    that is empty counts as not set. The device is that of `find_device`.
 
     Raises:
         InputError: an environment variable holds a value that cannot be used.
     """
-    size = os.environ.get("MEDIMG_SIZE", "tiny")
+    size = os.environ.get("MEDIMG_SIZE") or "tiny"
     if size not in SIZES:
         raise InputError(
             f"MEDIMG_SIZE is {size!r}, but the run sizes are {', '.join(SIZES)}. Set "
             "one of these."
         )
-    text = os.environ.get("MEDIMG_SEED", "0")
+    text = os.environ.get("MEDIMG_SEED") or "0"
     if not text.strip().isdecimal():
         raise InputError(
             f"MEDIMG_SEED is {text!r}, but a whole number of 0 or more is needed."
         )
     return Settings(
         size=size,
-        data=Path(os.environ.get("MEDIMG_DATA", "data")).expanduser(),
+        data=Path(os.environ.get("MEDIMG_DATA") or "data").expanduser(),
         device=find_device(),
         seed=int(text),
     )

@@ -1,5 +1,6 @@
 """Scripts as a new user calls them: what is wrong is said in one line."""
 
+import importlib
 import json
 
 import pytest
@@ -91,6 +92,20 @@ def test_wrong_words_are_an_error_of_usage(shell, tmp_path, script, words):
     assert done.exit_code == 2
     assert "Usage" in done.stderr
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("use_case", ["pneumothorax", "knee", "brain"])
+def test_training_that_is_interrupted_says_how_to_go_on(
+    shell, tmp_path, monkeypatch, use_case
+):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    module = importlib.import_module(f"medimg_utils.{use_case}.experiment")
+    monkeypatch.setattr(module, "train", interrupted)
+    done = shell("medimg_utils", "train", use_case, "--data", tmp_path, "--out", "run")
+    assert done.exit_code == 130
+    assert "--resume goes on with run" in done.output
 
 
 def test_no_network_is_said_in_one_line(shell, tmp_path, monkeypatch):

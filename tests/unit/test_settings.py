@@ -8,9 +8,13 @@ from medimg_utils.errors import InputError
 from medimg_utils.settings import SIZES, find_device, get_settings
 
 
-def test_defaults(monkeypatch):
+@pytest.mark.parametrize("empty", [False, True])
+def test_defaults(monkeypatch, empty):
     for name in ("MEDIMG_SIZE", "MEDIMG_DATA", "MEDIMG_SEED"):
-        monkeypatch.delenv(name, raising=False)
+        if empty:
+            monkeypatch.setenv(name, "")
+        else:
+            monkeypatch.delenv(name, raising=False)
     settings = get_settings()
     assert (settings.size, settings.data.name, settings.seed) == ("tiny", "data", 0)
 
