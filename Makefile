@@ -61,11 +61,11 @@ PARALLEL := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 \
 
 # Runs copies, so that the sources stay free of outputs, and hands the outputs to the
 # cache of the website: no notebook runs twice, and those that pass are kept even where
-# another one fails. Four at once need up to 9 GB.
+# another one fails. Four at once need up to 9 GB. May be given tests to run beside them.
 define RUN_NOTEBOOKS
 copies=$$($(BIN)/python book/_ext/executed.py copy) || exit; status=0; \
 	if [ -n "$$copies" ]; then $(PARALLEL) --maxprocesses=4 --nbmake --overwrite \
-		--nbmake-timeout=300 $$copies || status=$$?; fi; \
+		--nbmake-timeout=300 $$copies $(1) || status=$$?; fi; \
 	$(BIN)/python book/_ext/executed.py keep && exit $$status
 touch $(OUTPUTS)
 endef
@@ -90,8 +90,7 @@ unit: $(INSTALLED) $(ANATOMY) $(RELEASES) ## Run the unit tests and the examples
 .PHONY: notebooks
 notebooks: $(NEEDED) $(EMPTIED) ## Run every notebook at the tiny size
 	rm -rf .cache/notebooks
-	$(RUN_NOTEBOOKS)
-	$(PARALLEL) tests/notebooks
+	$(call RUN_NOTEBOOKS,tests/notebooks)
 
 .PHONY: site
 site: book ## Build the website and test it in a browser
@@ -172,7 +171,7 @@ $(EMPTIED): $(PACKAGE) $(RELEASES) .cache/run-size
 	mkdir -p .cache && touch $@
 
 $(OUTPUTS): $(EMPTIED) | $(ASSETS)
-	$(RUN_NOTEBOOKS)
+	$(call RUN_NOTEBOOKS)
 
 # Sphinx itself rebuilds the pages that changed. Of these files it does not know, or not
 # that every page shows them: the table of contents is the sidebar of all pages.
