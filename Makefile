@@ -64,7 +64,7 @@ PARALLEL := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 \
 # another one fails. Four at once need up to 9 GB. May be given tests to run beside them.
 define RUN_NOTEBOOKS
 copies=$$($(BIN)/python book/_ext/executed.py copy) || exit; status=0; \
-	if [ -n "$$copies" ]; then $(PARALLEL) --maxprocesses=4 --nbmake --overwrite \
+	if [ -n "$$copies$(1)" ]; then $(PARALLEL) --maxprocesses=4 --nbmake --overwrite \
 		--nbmake-timeout=300 $$copies $(1) || status=$$?; fi; \
 	$(BIN)/python book/_ext/executed.py keep && exit $$status
 touch $(OUTPUTS)
@@ -88,7 +88,7 @@ unit: $(INSTALLED) $(ANATOMY) $(RELEASES) ## Run the unit tests and the examples
 	$(PARALLEL) medimg_utils tests/unit
 
 .PHONY: notebooks
-notebooks: $(NEEDED) $(EMPTIED) ## Run every notebook at the tiny size
+notebooks: $(NEEDED) $(EMPTIED) ## Run every notebook at the tiny size, and the tests about them
 	rm -rf .cache/notebooks
 	$(call RUN_NOTEBOOKS,tests/notebooks)
 
