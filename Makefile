@@ -64,7 +64,7 @@ PARALLEL := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 \
 # another one fails. Four at once need up to 9 GB. May be given tests to run beside them.
 define RUN_NOTEBOOKS
 copies=$$($(BIN)/python book/_ext/executed.py copy) || exit; status=0; \
-	if [ -n "$$copies$(1)" ]; then $(PARALLEL) --maxprocesses=4 --nbmake --overwrite \
+	if [ -n "$${copies}$(1)" ]; then $(PARALLEL) --maxprocesses=4 --nbmake --overwrite \
 		--nbmake-timeout=300 $$copies $(1) || status=$$?; fi; \
 	$(BIN)/python book/_ext/executed.py keep && exit $$status
 touch $(OUTPUTS)
