@@ -403,6 +403,11 @@ def refuse_run(out: Path, *, below: bool = True) -> None:
 # --------------------------------------------------------------------------------- loop
 
 
+def count_workers(workers: int | None) -> int:
+    """Processes that load images: one fewer than the cores, at most four, where None."""
+    return min(4, max(1, (os.cpu_count() or 2) - 1)) if workers is None else workers
+
+
 def fit(
     network: nn.Module,
     data: Dataset[Batch],
@@ -478,8 +483,7 @@ def fit(
         accelerator: `auto` takes what the machine has, `cpu` forces the CPU.
         devices: how many, or `auto`; more than one trains data-parallel.
         precision: of Lightning Fabric; `best_precision` of the device where None.
-        workers: processes that load images; one fewer than the cores, at most four,
-            where None.
+        workers: processes that load images; see `count_workers`.
         save_every: steps between checkpoints inside an epoch.
         progress: show a bar.
 
@@ -500,8 +504,7 @@ def fit(
         chosen = best_precision(fabric.device)
         fabric = Fabric(accelerator=accelerator, devices=devices, precision=chosen)  # type: ignore[arg-type]
     fabric.launch()
-    if workers is None:
-        workers = min(4, max(1, (os.cpu_count() or 2) - 1))
+    workers = count_workers(workers)
 
     volumes = any(weight.ndim == 5 for weight in network.parameters())
     network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)

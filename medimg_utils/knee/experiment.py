@@ -33,6 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from medimg_utils import pretrained
@@ -97,6 +98,7 @@ from medimg_utils.training import (
     BEST,
     Batch,
     Schedule,
+    count_workers,
     fit,
     load_tensors,
     load_weights,
@@ -571,7 +573,7 @@ def _train_part(
     )
     groups = None if pairs is None else [int(pair) for pair in pairs]
     training = opened(sides.train, augment=augment, groups=groups)
-    validation = opened(sides.validation)
+    validation = opened(sides.validation, remember=True)
     options |= {
         "collate": collate,
         "accelerator": accelerator,
@@ -635,8 +637,12 @@ def _train_part(
     )
     if experiment.probe:
         still = Augment(experiment.crop, slices=experiment.slices)
-        everyone = opened(sides.train, augment=still)
-        network.probe((everyone[k]["image"] for k in range(len(everyone))), labels)
+        everyone = DataLoader(
+            opened(sides.train, augment=still),
+            batch_size=None,
+            num_workers=count_workers(options["workers"]),
+        )
+        network.probe((item["image"] for item in everyone), labels)
     share = positive_share(labels)
 
     def loss(model: nn.Module, batch: Batch, done: float) -> Tensor:

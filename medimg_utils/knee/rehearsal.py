@@ -71,24 +71,40 @@ class Places(Exams):
         for index, group in enumerate(self.groups):
             self.members.setdefault(group, []).append(index)
 
-    def masks(self, index: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """(S, D, H, W): the findings of an exam whose slices have this shape."""
+    def findings(
+        self, index: int, shape: tuple[int, ...]
+    ) -> dict[str, NDArray[np.bool_]]:
+        """{diagnosis: (S, H, W)} of an exam of this shape, of those that it shows."""
         path = self.lesions / f"{self.exams[index].exam_id}.npz"
         found = read_lesions(path, shape)
-        none = np.zeros(shape, bool)
-        return np.stack([found.get(name, none) for name in self.diagnoses], axis=1)
+        return {
+            name: found[name]
+            for name in self.diagnoses
+            if name in found and found[name].any()
+        }
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         group = self.groups[index]
         random = torch.Generator().manual_seed(stable_seed(self.seed, epoch, group))
         volume = torch.from_numpy(self.volume(index))
-        masks = {k: self.masks(k, tuple(volume.shape)) for k in self.members[group]}
-        shown = np.logical_or.reduce([mask.any((1, 2, 3)) for mask in masks.values()])
+        shape = tuple(volume.shape)
+        found = {k: self.findings(k, shape) for k in self.members[group]}
+        shown = np.zeros(len(volume), bool)
+        for mask in (mask for masks in found.values() for mask in masks.values()):
+            shown |= mask.any((1, 2))
         kept = some_of_both(torch.from_numpy(shown), self.slices, random)
-        image, places = self.augment.with_places(
-            volume[kept], torch.from_numpy(masks[index])[kept], random
+        # a diagnosis that this exam does not show has nothing to be posed
+        masks = torch.zeros(len(kept), len(found[index]), *shape[1:], dtype=torch.bool)
+        for column, mask in enumerate(found[index].values()):
+            masks[:, column] = torch.from_numpy(mask)[kept]
+        image, seen = self.augment.with_places(volume[kept], masks, random)
+        places = image.new_zeros(
+            len(kept), len(self.diagnoses), *image.shape[1:], dtype=torch.float32
         )
+        rows = [self.diagnoses.index(name) for name in found[index]]
+        if rows:
+            places[:, rows] = seen
         return {
             "image": image[:, None],
             "places": places,

@@ -325,6 +325,24 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(mrnet, landmarks):
         assert not torch.equal(changed["image"], first)
 
 
+def test_exams_that_are_asked_again_are_read_once(tmp_path, mrnet, landmarks):
+    (exam,) = read_mrnet(mrnet)[:1]
+    copy = Exam(
+        exam.exam_id,
+        exam.split,
+        {"axial": Path(shutil.copy(exam.series["axial"], tmp_path))},
+        exam.labels,
+    )
+    options = {"size": 64, "crop": 48}
+    data = Exams([copy], "axial", landmarks, remember=True, **options)
+    first = data[0]["image"]
+    assert torch.equal(first, Exams([copy], "axial", landmarks, **options)[0]["image"])
+    copy.series["axial"].unlink()
+    assert torch.equal(data[1, 0]["image"], first)
+    with pytest.raises(InputError, match="nothing to remember"):
+        Exams([copy], "axial", landmarks, augment=Augment(48), remember=True)
+
+
 def test_a_blank_series_is_named(tmp_path, landmarks):
     path = tmp_path / "blank.npy"
     np.save(path, np.full((3, 64, 64), 9, np.uint8))
