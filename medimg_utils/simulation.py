@@ -153,6 +153,29 @@ def open_pool(count: int, work: Callable[..., Any]) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, context, _start_worker, (dict(os.environ),))
 
 
+def call_in_processes(
+    work: Callable[..., object], jobs: Sequence[tuple[Any, ...]], workers: int | None
+) -> None:
+    """Call a function of a module once for each of some arguments.
+
+    Args:
+        work: the function.
+        jobs: its arguments; those that take longest first.
+        workers: processes at most, one a CPU core where None; 1 calls it here.
+
+    Raises:
+        Exception: what a call raises.
+    """
+    count = min(workers or os.cpu_count() or 1, len(jobs))
+    if count < 2:
+        for job in jobs:
+            work(*job)
+        return
+    with open_pool(count, work) as pool:
+        for future in [pool.submit(work, *job) for job in jobs]:
+            future.result()
+
+
 def needs_work(
     out: Path, settings: Mapping[str, Any], workers: int | None = None
 ) -> bool:

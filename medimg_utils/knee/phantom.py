@@ -21,7 +21,7 @@ from medimg_utils.knee.soft_tissue import HABITUS, build
 from medimg_utils.knee.voxels import SPACES
 from medimg_utils.physics import anatomy
 from medimg_utils.settings import get_settings
-from medimg_utils.simulation import open_pool
+from medimg_utils.simulation import call_in_processes
 
 ANATOMIES = ("knee1", "knee2", "knee3")
 #: Version of the prepared files: raise it when what they hold changes.
@@ -60,7 +60,7 @@ def prepare(
     names: Iterable[str],
     data_dir: Path | None = None,
     habitus: Iterable[str] = tuple(HABITUS),
-    workers: int = 1,
+    workers: int | None = 1,
 ) -> None:
     """Fetch and prepare knees, unless they are in the cache.
 
@@ -87,17 +87,10 @@ def prepare(
         name: [h for h in builds if not _prepared_file(name, h, data_dir).exists()]
         for name in names
     }
-    work = [(name, builds, data_dir) for name, builds in missing.items() if builds]
-    count = min(workers, len(work))
-    if count < 2:
-        for arguments in work:
-            _prepare(*arguments)
-        return
-    for name, _, _ in work:  # two processes must not fetch the same archive
+    jobs = [(name, builds, data_dir) for name, builds in missing.items() if builds]
+    for name, _, _ in jobs:  # two processes must not fetch the same archive
         anatomy.path(label_map(name), data_dir)
-    with open_pool(count, _prepare) as pool:
-        for future in [pool.submit(_prepare, *arguments) for arguments in work]:
-            future.result()
+    call_in_processes(_prepare, jobs, workers)
 
 
 def _prepare(name: str, builds: list[str], data_dir: Path | None) -> None:

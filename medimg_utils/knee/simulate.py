@@ -15,7 +15,6 @@ One seed gives one set of bytes, whatever the number of workers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -250,7 +249,7 @@ def _write(
     ]
 
     def anatomy() -> None:
-        prepare(plan.anatomies, data_dir, plan.habitus, workers or os.cpu_count() or 1)
+        prepare(plan.anatomies, data_dir, plan.habitus, workers)
         load_textures(data_dir)
 
     write_in_parts(

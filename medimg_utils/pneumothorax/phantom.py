@@ -27,6 +27,7 @@ from medimg_utils.io import atomic_path
 from medimg_utils.physics import anatomy
 from medimg_utils.physics.xray import decompose
 from medimg_utils.settings import get_settings
+from medimg_utils.simulation import call_in_processes
 
 ANATOMIES = ("chest1", "chest2", "chest3", "chest4")
 #: Grid of the densities in mm.  Along y only the integral matters: planes are averaged.
@@ -52,6 +53,8 @@ _FAT_IS_LESS = 0.03
 
 #: For each bone points ``(N, 4)``: x, y, z in mm and mass in g/cm3 mm3 of bone.
 Girdle = dict[str, Tensor]
+#: The CT whose bones are labelled, and their labels.
+_LABELLED = ("chest1", "chest1-labels")
 #: Labels of bones in the CT that has them.
 _BONES = {"clavicle": 74, "scapula": 72, "humerus": 70, "left scapula": 71}
 
@@ -133,26 +136,37 @@ class Chest:
         return fine, box
 
 
-def prepare(names: Iterable[str], data_dir: Path | None = None) -> None:
+def prepare(
+    names: Iterable[str], data_dir: Path | None = None, workers: int | None = 1
+) -> None:
     """Fetch and prepare chests and the shoulder girdle, unless they are in the cache.
 
     A chest takes about half a minute on one core and 1.5 GiB.
+
+    Args:
+        names: of :data:`ANATOMIES`.
+        data_dir: where the anatomy is.
+        workers: processes at most, one a CPU core where None.
 
     Raises:
         InputError: a name is not one of :data:`ANATOMIES`.
         AnatomyError: a CT cannot be fetched.
     """
-    for name in names:
+    wanted = list(names)
+    for name in wanted:
         if name not in ANATOMIES:
             raise InputError(
                 f"unknown anatomy {name!r}: use one of {', '.join(ANATOMIES)}"
             )
-        file = _prepared_file(name, data_dir)
-        if not file.exists():
-            _save(file, _prepare(name, data_dir))
-    file = _prepared_file("girdle", data_dir)
-    if not file.exists():
-        _save(file, _prepare_girdle(data_dir))
+    jobs = [
+        (name, data_dir)
+        for name in (*wanted, "girdle")
+        if not _prepared_file(name, data_dir).exists()
+    ]
+    for name, _ in jobs:  # two processes must not fetch the same archive
+        for source in _LABELLED if name in (*_LABELLED, "girdle") else (name,):
+            anatomy.path(source, data_dir)
+    call_in_processes(_prepare_and_save, jobs, workers)
 
 
 @lru_cache(maxsize=4)
@@ -186,7 +200,11 @@ def _prepared_file(name: str, data_dir: Path | None) -> Path:
     return root / f"{name}-v{VERSION}.npz"
 
 
-def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def _prepare_and_save(name: str, data_dir: Path | None) -> None:
+    """Write the file of a chest, or of the girdle."""
+    girdle = name == "girdle"
+    arrays = _prepare_girdle(data_dir) if girdle else _prepare(name, data_dir)
+    file = _prepared_file(name, data_dir)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as part, part.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)

@@ -269,7 +269,7 @@ def _write(
         parts,
         _simulate_patient,
         lambda patients: _finish(out, [row for rows in patients for row in rows]),
-        prepare=lambda: prepare(plan.anatomies, data_dir),
+        prepare=lambda: prepare(plan.anatomies, data_dir, workers),
         workers=workers,
         progress=progress,
         title="simulating radiographs",

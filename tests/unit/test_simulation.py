@@ -17,6 +17,7 @@ from medimg_utils.release import release_folder
 from medimg_utils.simulation import (
     Part,
     _differences,
+    call_in_processes,
     choose_plan,
     find_parts,
     needs_work,
@@ -150,6 +151,19 @@ def test_workers_see_the_environment_of_their_call(tmp_path, monkeypatch):
         monkeypatch.setenv("MEDIMG_DATA", folder)
         with open_pool(1, os.getenv) as pool:
             assert pool.submit(os.getenv, "MEDIMG_DATA").result() == folder
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_job_is_done_once_and_its_failure_told(tmp_path, workers):
+    here = tmp_path / "here"
+    here.write_text("the same")
+    copies = [tmp_path / name for name in ("a", "b", "c")]
+    call_in_processes(shutil.copyfile, [(here, copy) for copy in copies], workers)
+    assert [copy.read_text() for copy in copies] == ["the same"] * 3
+    call_in_processes(shutil.copyfile, [], workers)
+    jobs = [(here, copies[0]), (tmp_path / "absent", copies[1])]
+    with pytest.raises(FileNotFoundError, match="absent"):
+        call_in_processes(shutil.copyfile, jobs, workers)
 
 
 def test_what_stands_in_the_way_is_refused(tmp_path):
