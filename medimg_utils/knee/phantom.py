@@ -6,7 +6,7 @@ label map and :mod:`.soft_tissue` laid around them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -57,9 +57,8 @@ class Knee:
 
 
 def prepare(
-    names: Iterable[str],
+    builds: Mapping[str, Iterable[str]],
     data_dir: Path | None = None,
-    habitus: Iterable[str] = tuple(HABITUS),
     workers: int | None = 1,
 ) -> None:
     """Fetch and prepare knees, unless they are in the cache.
@@ -67,27 +66,32 @@ def prepare(
     An anatomy takes about ten seconds on one core, each habitus of it seven more, and
     3 GiB.
 
+    Args:
+        builds: the wanted habitus of each wanted anatomy.
+        data_dir: where the anatomy is.
+        workers: processes at most, one a CPU core where None.
+
     Raises:
         InputError: a name is not one of :data:`ANATOMIES`, or a habitus not one of
             ``HABITUS``.
         AnatomyError: a label map cannot be fetched.
     """
-    names, builds = list(names), list(habitus)
-    for name in names:
+    jobs = []
+    for name, wanted in builds.items():
         if name not in ANATOMIES:
             raise InputError(
                 f"unknown anatomy {name!r}: use one of {', '.join(ANATOMIES)}"
             )
-    for build_name in builds:
-        if build_name not in HABITUS:
-            raise InputError(
-                f"unknown habitus {build_name!r}: use one of {', '.join(HABITUS)}"
-            )
-    missing = {
-        name: [h for h in builds if not _prepared_file(name, h, data_dir).exists()]
-        for name in names
-    }
-    jobs = [(name, builds, data_dir) for name, builds in missing.items() if builds]
+        missing = []
+        for habitus in wanted:
+            if habitus not in HABITUS:
+                raise InputError(
+                    f"unknown habitus {habitus!r}: use one of {', '.join(HABITUS)}"
+                )
+            if not _prepared_file(name, habitus, data_dir).exists():
+                missing.append(habitus)
+        if missing:
+            jobs.append((name, missing, data_dir))
     for name, _, _ in jobs:  # two processes must not fetch the same archive
         anatomy.path(label_map(name), data_dir)
     call_in_processes(_prepare, jobs, workers)
@@ -102,7 +106,7 @@ def _prepare(name: str, builds: list[str], data_dir: Path | None) -> None:
 @lru_cache(maxsize=9)  # all of them: 80 MB each, a second to read
 def load_knee(name: str, habitus: str, data_dir: Path | None = None) -> Knee:
     """A prepared knee; see :func:`prepare` for errors and cost."""
-    prepare([name], data_dir, [habitus])
+    prepare({name: [habitus]}, data_dir)
     with np.load(_prepared_file(name, habitus, data_dir)) as stored:
         arrays = {key: stored[key] for key in stored.files}
     menisci = {

@@ -197,7 +197,9 @@ def simulate_release(
         InputError: ``out`` holds something else, or what it holds is damaged.
         AnatomyError: the anatomy cannot be fetched.
     """
-    return _write(out, plan, asdict(plan), schedule(plan), workers, data_dir, progress)
+    builds = {name: set(plan.habitus) for name in plan.anatomies}
+    planned = schedule(plan)
+    return _write(out, plan, asdict(plan), planned, builds, workers, data_dir, progress)
 
 
 def simulate_exams(
@@ -230,7 +232,13 @@ def simulate_exams(
     wanted = find_parts(exams, {exam: exam for exam in planned}, "exams")
     settings = {**asdict(plan), "written": wanted}
     some = {exam: planned[exam] for exam in wanted}
-    return _write(out, plan, settings, some, workers, data_dir, progress)
+    builds: dict[str, set[str]] = {}
+    for exam, (split, _) in some.items():
+        patient = random_patient(
+            plan.anatomies, plan.habitus, _random(plan, 1, exam, split)
+        )
+        builds.setdefault(patient.anatomy, set()).add(patient.habitus)
+    return _write(out, plan, settings, some, builds, workers, data_dir, progress)
 
 
 def _write(
@@ -238,18 +246,19 @@ def _write(
     plan: Simulation,
     settings: dict[str, Any],
     planned: Mapping[str, tuple[str, str]],
+    builds: Mapping[str, set[str]],
     workers: int | None,
     data_dir: Path | None,
     progress: bool,
 ) -> Path:
-    """Scan and write the planned exams."""
+    """Scan and write the planned exams, of knees of these builds."""
     parts = [
         Part(exam, (plan, exam, split, group, out, data_dir))
         for exam, (split, group) in planned.items()
     ]
 
     def anatomy() -> None:
-        prepare(plan.anatomies, data_dir, plan.habitus, workers)
+        prepare(builds, data_dir, workers)
         load_textures(data_dir)
 
     write_in_parts(
@@ -355,17 +364,15 @@ def simulate_exam(
     Returns:
         What the truth file says of the exam.
     """
-    number, twin = int(exam), ""
-    if plan.twins and split == "train":  # one knee: only the findings differ
-        number, twin = number // 2, f"{number ^ 1:04d}"
-    generator = np.random.default_rng([plan.seed, 1, number])
+    generator = _random(plan, 1, exam, split)
+    twin = f"{int(exam) ^ 1:04d}" if plan.twins and split == "train" else ""
     labels = _labels(group)
     patient = random_patient(plan.anatomies, plan.habitus, generator)
     scanner = random_scanner(generator)
     other = schedule(plan)[twin][1] if twin else group
     if (other, group) in TWINS and twin:
         worse = random_findings(_labels(other), patient.age, generator)
-        findings = without(worse, labels, np.random.default_rng([plan.seed, 3, number]))
+        findings = without(worse, labels, _random(plan, 3, exam, split))
     else:
         findings = random_findings(labels, patient.age, generator)
     knee = load_knee(patient.anatomy, patient.habitus, data_dir)
@@ -385,7 +392,7 @@ def simulate_exam(
     }
     for plane in PLANES:
         # a series of its own randomness: what happens in one changes no other
-        own = np.random.default_rng([plan.seed, 2, number, PLANES.index(plane)])
+        own = _random(plan, 2, exam, split, PLANES.index(plane))
         series = render(canvas, patient, scanner, plane, own, data_dir)
         _write_array(out / "MRNet-v1.0" / split / plane / f"{exam}.npy", series.volume)
         masks = {
@@ -400,6 +407,15 @@ def simulate_exam(
             "lesion pixels": {name: int(mask.sum()) for name, mask in masks.items()},
         }
     return record
+
+
+def _random(
+    plan: Simulation, use: int, exam: str, split: str, *more: int
+) -> np.random.Generator:
+    """The randomness of one use in an exam; twins have the same."""
+    twins = plan.twins and split == "train"
+    number = int(exam) // 2 if twins else int(exam)
+    return np.random.default_rng([plan.seed, use, number, *more])
 
 
 def _labels(group: str) -> dict[str, int]:

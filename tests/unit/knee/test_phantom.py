@@ -143,8 +143,8 @@ def test_a_heavy_limb_has_more_fat_than_a_lean_one():
 
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match=r"unknown anatomy 'knee9'.*knee1"):
-        prepare(["knee9"])
+        prepare({"knee9": ["lean"]})
     with pytest.raises(InputError, match=r"unknown habitus 'tall'.*lean"):
         load_knee("knee1", "tall")
     with pytest.raises(InputError, match="unknown habitus 'tall'"):
-        prepare(["knee1"], habitus=["tall"])
+        prepare({"knee1": ["tall"]})

@@ -57,6 +57,20 @@ def test_some_exams_equal_those_of_the_release(tmp_path: Path) -> None:
         ]
 
 
+def test_they_need_no_more_than_their_own_knees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = []
+    monkeypatch.setattr(simulate, "prepare", lambda *found: prepared.append(found[0]))
+    plan = simulate.LAB_TESTS["unseen-patients"]
+    options = {"workers": 1, "progress": False}
+    simulate.simulate_exams(tmp_path / "one", plan, ["0007"], **options)
+    patient = simulate.random_patient(
+        plan.anatomies, plan.habitus, np.random.default_rng([plan.seed, 1, 7])
+    )
+    assert prepared == [{patient.anatomy: {patient.habitus}}]
+
+
 @pytest.mark.parametrize("wanted", [(), ("0001", "0099")])
 def test_unknown_exams_are_refused(tmp_path: Path, wanted: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="not of this simulation"):
