@@ -121,3 +121,16 @@ def once(
     answer: dict[str, Any] = to_json({**measure(), "of": wanted})
     write_json_atomic(file, answer)
     return answer
+
+
+def rounded(value: Any) -> Any:
+    """JSON with four significant digits of its numbers: pages print three at most.
+
+    >>> rounded({"auc": [0.912345, None], "n": 123456})
+    {'auc': [0.9123, None], 'n': 123456}
+    """
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

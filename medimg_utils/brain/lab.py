@@ -32,7 +32,7 @@ from medimg_utils.brain.inference import MODES
 from medimg_utils.brain.simulate import ensure_release
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe, facts_file, read_facts
-from medimg_utils.labs import once, trained_folds
+from medimg_utils.labs import once, rounded, trained_folds
 from medimg_utils.release import describe_release, digest_of, read_truth
 from medimg_utils.training import BEST, LOG, load_tensors, read_log, trained_on
 
@@ -40,7 +40,6 @@ NAME = "brain-lab"
 UNSEEN = "unseen-patients"
 QUICK = 24  # patients on whom both quick modes are compared
 COMPARED = 40  # patients with the reference too: a minute or two of a core for each
-DIGITS = 4  # of the numbers of a single patient
 
 
 def run_lab(
@@ -167,7 +166,7 @@ def _training(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
         history = read_log(run / stage)
         tensors, stored = load_tensors(run / stage / BEST)
         networks[stage] = {
-            "history": _rounded(history),
+            "history": rounded(history),
             "best": stored["best"],
             "weights": sum(value.numel() for value in tensors.values()),
             "minutes": sum(row["seconds"] for row in history) / 60,
@@ -286,16 +285,7 @@ def _evaluate_once(
     known = read_truth(truth, "BraTS18ID")
     told = ("sex", "field_t", "location", "side", "pattern", "foci", "satellites")
     answer["cases"] = [
-        _rounded(case) | {key: known[case["case_id"]][key] for key in told}
+        rounded(case) | {key: known[case["case_id"]][key] for key in told}
         for case in answer["cases"]
     ]
     return answer
-
-
-def _rounded(values: Any) -> Any:
-    """Numbers with few digits, however deep they lie."""
-    if isinstance(values, dict):
-        return {key: _rounded(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_rounded(value) for value in values]
-    return float(f"{values:.{DIGITS}g}") if isinstance(values, float) else values

@@ -18,7 +18,7 @@ from medimg_utils.io import to_json
 from medimg_utils.knee.dataset import DIAGNOSES
 from medimg_utils.knee.experiment import evaluate, from_json, get_experiment, train
 from medimg_utils.knee.simulate import HELD_OUT, LAB_TESTS, ensure_release
-from medimg_utils.labs import once, subject, trained_folds
+from medimg_utils.labs import once, rounded, subject, trained_folds
 from medimg_utils.training import BEST, read_log, trained_on
 
 NAME = "knee-lab"
@@ -109,7 +109,7 @@ def run_lab(
             "data": {name: test["about"]["data"] for name, test in tests.items()},
         },
     }
-    result = _rounded(to_json(result))
+    result = rounded(to_json(result))
     results.save(NAME, result)
     return result
 
@@ -142,12 +142,3 @@ def _evaluate_once(file: Path, release: Path, progress: bool) -> dict[str, Any]:
         for case in answer["cases"]
     ]
     return answer
-
-
-def _rounded(value: Any) -> Any:
-    """Floats with four significant digits: pages print three at most."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
