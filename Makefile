@@ -28,6 +28,10 @@ RELEASES := $(USE_CASES:%=.cache/release-%)
 EMPTIED := .cache/outputs-emptied
 OUTPUTS := .cache/outputs-valid
 PAGES := .cache/pages-valid
+# What a stamp stands for may be gone, or another MEDIMG_DATA lack it.
+GONE := $(foreach use,$(USE_CASES),$(if $(wildcard $(MEDIMG_DATA)/$(use)-tiny),,\
+	.cache/release-$(use))) $(if $(wildcard $(MEDIMG_DATA)/anatomy),,$(ANATOMY))
+$(if $(strip $(GONE)),$(shell rm -f $(GONE)))
 NEEDED := $(INSTALLED) $(ASSETS) $(ANATOMY) $(RELEASES) .cache/run-size
 BUILT := $(NEEDED) $(OUTPUTS) $(PAGES)
 

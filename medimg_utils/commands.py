@@ -7,9 +7,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from medimg_utils.errors import InputError
+from medimg_utils.errors import InputError, NotFiniteError
 
-SHOWN = (InputError, ArithmeticError, OSError)
+SHOWN = (InputError, NotFiniteError, OSError)
 
 
 class OneLine:

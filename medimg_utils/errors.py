@@ -1,4 +1,4 @@
-"""The one base class of every error that a reader of the book can cause and mend."""
+"""Errors that a reader of the book may see: what they gave, and what training met."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class InputError(ValueError):
     The message says what was found, what was expected and what to do. The command line
     prints it as one line without a traceback.
     """
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss or its gradient is no number any more."""

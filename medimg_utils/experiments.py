@@ -166,7 +166,7 @@ def protocol(held_out: bool) -> str:
     return (
         "patients held out of the training release"
         if held_out
-        else "a release of other patients than those of training"
+        else "a release whose patients have other identifiers than those of training"
     )
 
 
@@ -176,15 +176,28 @@ def forget_answers(out: Path, names: Iterable[str]) -> None:
     These files are written last. So wherever one lies afterwards, it is an answer of
     the prediction that begins now, even if an input fails or the program is stopped.
 
+    Raises:
+        InputError: one of these files is no such answer; none is deleted then.
+
     >>> import tempfile
     >>> out = Path(tempfile.mkdtemp())
-    >>> (out / "a.json").touch()
+    >>> _ = (out / "a.json").write_text('{"settings": {"use_case": "knee"}}')
     >>> forget_answers(out, ["a", "b"])
     >>> list(out.iterdir())
     []
     """
-    for name in names:
-        (out / f"{name}.json").unlink(missing_ok=True)
+    files = [out / f"{name}.json" for name in names]
+    earlier = [file for file in files if file.exists()]
+    for file in earlier:
+        try:
+            json.loads(file.read_text(encoding="utf-8"))["settings"]["use_case"]
+        except (OSError, ValueError, LookupError, TypeError):
+            raise InputError(
+                f"{file} is in the way, and no answer of an earlier prediction. Give "
+                "another folder."
+            ) from None
+    for file in earlier:
+        file.unlink(missing_ok=True)
 
 
 def answer_each(
@@ -219,6 +232,7 @@ def answer_each(
 
     Raises:
         kind: some cannot be used; the others have been written.
+        InputError: a file that is no answer stands where one is to be written.
     """
     forget_answers(out, (*map(name, items), *others))
     answers, failures = [], []

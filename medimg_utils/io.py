@@ -611,7 +611,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     )
     try:
         yield partial
-        with partial.open("rb") as file:
+        with partial.open("r+b") as file:  # Windows writes no file that was read only
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
@@ -797,3 +797,28 @@ def check_outputs(
                 f"a result would overwrite the input {path}. Give another folder."
             )
     check_folder(out)
+
+
+def differences(stored: Any, wanted: Any) -> str:
+    """What differs between two settings, in words; the first three of it, or nothing.
+
+    >>> differences({"seed": 0, "plan": {"train": 4}}, {"seed": 1, "plan": {"train": 4}})
+    'seed is 0 and not 1'
+    """
+    found: list[str] = []
+
+    def shown(value: Any) -> str:
+        text = str(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+
+    def compare(one: Any, other: Any, name: str) -> None:
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            for key in {**other, **one}:
+                compare(one.get(key), other.get(key), f"{name} {key}".strip())
+        elif one != other:
+            found.append(f"{name} is {shown(one)} and not {shown(other)}")
+
+    compare(stored, wanted, "")
+    found.sort(key=lambda words: words.endswith("..."))  # lists follow from settings
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more

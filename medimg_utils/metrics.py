@@ -383,6 +383,27 @@ def sensitivity_at_specificity(
     )
 
 
+def choose_threshold(
+    labels: ArrayLike, scores: ArrayLike, specificity: float = 0.9
+) -> float:
+    """A threshold to be used elsewhere: that of `sensitivity_at_specificity`, finite.
+
+    It lies just above all scores where no lower one keeps the specificity, and is 0.5
+    where the labels are all alike and tell nothing.
+
+    >>> choose_threshold([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    0.8
+    >>> 0.7 < choose_threshold([0, 0, 1, 1], [0.7, 0.2, 0.6, 0.55]) < 0.7001
+    True
+    >>> choose_threshold([1, 1], [0.2, 0.9])
+    0.5
+    """
+    threshold = sensitivity_at_specificity(labels, scores, specificity).threshold
+    if np.isnan(threshold):
+        return 0.5
+    return min(threshold, float(np.nextafter(np.max(scores), np.inf)))
+
+
 def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> Threshold:
     """Sensitivity and specificity of a threshold that was chosen elsewhere.
 

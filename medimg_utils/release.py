@@ -19,6 +19,9 @@ import pandas as pd
 
 from medimg_utils.errors import InputError
 
+#: Folder of the MRNet release.
+MRNET = "MRNet-v1.0"
+
 
 class DatasetError(InputError):
     """A folder is not the release that was expected, or contradicts itself."""
@@ -86,6 +89,7 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
             keep_default_na=False,
             encoding="utf-8-sig",
             header=0 if header else None,
+            index_col=False,  # rows may end in a comma
         )
     except (
         pd.errors.ParserError,
@@ -122,10 +126,13 @@ def describe_release(
 
 
 def left_by_simulation(root: str | os.PathLike[str], name: str) -> Path | None:
-    """What a simulation left in the folder of a release or beside it, if it is there."""
+    """What a simulation left with a release, if it is there: in its folder.
+
+    The folder of MRNet has no room for other files: there, beside it.
+    """
     folder = Path(root).resolve()
-    found = (place / name for place in (folder, folder.parent))
-    return next((path for path in found if path.exists()), None)
+    path = (folder.parent if folder.name == MRNET else folder) / name
+    return path if path.exists() else None
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:

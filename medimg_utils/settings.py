@@ -39,6 +39,13 @@ class Settings:
     seed: int
 
 
+def count_cores() -> int:
+    """CPU cores that this process may use; a cluster or a container gives some of all."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def find_device(accelerator: str = "auto") -> torch.device:
     """The accelerator of this machine, or the CPU where it has none.
 

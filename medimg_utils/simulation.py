@@ -27,7 +27,8 @@ import torch
 from tqdm.auto import tqdm
 
 from medimg_utils.errors import InputError
-from medimg_utils.io import check_folder, to_json, write_json_atomic
+from medimg_utils.io import check_folder, differences, to_json, write_json_atomic
+from medimg_utils.settings import count_cores
 
 Plan = TypeVar("Plan")
 Owner = TypeVar("Owner")
@@ -103,7 +104,7 @@ def write_in_parts(
         unit=unit,
         disable=not progress,
     )
-    count = min(workers or os.cpu_count() or 1, len(missing)) or 1
+    count = min(workers or count_cores(), len(missing)) or 1
     with bar:
         if count == 1:
             threads = torch.get_num_threads()
@@ -166,7 +167,7 @@ def call_in_processes(
     Raises:
         Exception: what a call raises.
     """
-    count = min(workers or os.cpu_count() or 1, len(jobs))
+    count = min(workers or count_cores(), len(jobs))
     if count < 2:
         for job in jobs:
             work(*job)
@@ -194,7 +195,7 @@ def needs_work(
         if stored != wanted:
             raise InputError(
                 f"{out} holds a simulation with other settings (see {file.name}): "
-                f"{_differences(stored, wanted)}; choose another folder or delete this "
+                f"{differences(stored, wanted)}; choose another folder or delete this "
                 "one"
             )
     if done.exists():
@@ -316,22 +317,6 @@ def _agrees(older: Any, present: Any) -> bool:
             for key, value in older.items()
         )
     return bool(older == to_json(present))
-
-
-def _differences(stored: Any, wanted: Any) -> str:
-    """What differs between two settings, in words; the first three of it."""
-    found: list[str] = []
-
-    def compare(one: Any, other: Any, name: str) -> None:
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            for key in {**other, **one}:
-                compare(one.get(key), other.get(key), f"{name} {key}".strip())
-        elif one != other:
-            found.append(f"{name} is {one} and not {other}")
-
-    compare(stored, wanted, "")
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return ", ".join(found[:3]) + more
 
 
 def _read(file: Path, damaged: Path, kind: type = object) -> Any:

@@ -15,9 +15,8 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,9 +29,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from medimg_utils.errors import InputError
-from medimg_utils.io import atomic_path, to_json, write_json_atomic, write_table_atomic
+from medimg_utils.errors import InputError, NotFiniteError
+from medimg_utils.io import (
+    atomic_path,
+    differences,
+    to_json,
+    write_json_atomic,
+    write_table_atomic,
+)
 from medimg_utils.results import hardware
+from medimg_utils.settings import count_cores
 
 Batch = dict[str, Any]
 Item = TypeVar("Item")
@@ -44,10 +50,6 @@ SETTINGS = "settings.json"
 
 class RunError(InputError):
     """A run's folder cannot be used as asked."""
-
-
-class NotFiniteError(ArithmeticError):
-    """The loss or its gradient is no number any more."""
 
 
 # ----------------------------------------------------------------- randomness and order
@@ -380,6 +382,15 @@ def trained_on(history: Sequence[Mapping[str, Any]]) -> str:
     return ", then ".join(dict.fromkeys(row["hardware"] for row in history))
 
 
+def minutes_of(history: Sequence[Mapping[str, Any]]) -> float:
+    """How long the epochs of a log took.
+
+    >>> minutes_of([{"seconds": 40}, {"seconds": 50}])
+    1.5
+    """
+    return sum(float(row["seconds"]) for row in history) / 60
+
+
 def refuse_run(out: Path, *, below: bool = True) -> None:
     """Refuse a folder that holds a run, or files named like its own, before any work.
 
@@ -405,7 +416,7 @@ def refuse_run(out: Path, *, below: bool = True) -> None:
 
 def count_workers(workers: int | None) -> int:
     """Processes that load images: one fewer than the cores, at most four, where None."""
-    return min(4, max(1, (os.cpu_count() or 2) - 1)) if workers is None else workers
+    return min(4, max(1, count_cores() - 1)) if workers is None else workers
 
 
 def fit(
@@ -538,6 +549,15 @@ def fit(
         if fabric.is_global_zero:
             save_tensors(out / LAST, _pack(network, plain), state)
 
+    order = _Order()
+    loader = DataLoader(
+        data,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+    )
+    ready: Any = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
     first_epoch = state["step"] // per_epoch
     bar = tqdm(
         total=epochs * per_epoch,
@@ -562,7 +582,7 @@ def fit(
             done = (
                 state["step"] - epoch * per_epoch
             )  # batches of this epoch before the kill
-            shares = [
+            order.batches = [
                 device_share(
                     batch,
                     fabric.global_rank,
@@ -571,11 +591,7 @@ def fit(
                 )
                 for batch in batches[done:]
             ]
-            loader = DataLoader(
-                data, batch_sampler=shares, num_workers=workers, collate_fn=collate
-            )
             model.train()
-            ready: Any = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
             for batch in ready:
                 torch.manual_seed(stable_seed(seed, state["step"]))
                 rate = schedule(
@@ -631,6 +647,18 @@ def fit(
     return state["history"]
 
 
+class _Order:
+    """The batches of an epoch, for a loader whose workers stay for all epochs."""
+
+    batches: Sequence[list[tuple[int, int]]] = ()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 def _better(mark: float, best: float | None, lowest: bool) -> bool:
     """Any number is better than none; None is an epoch whose mark was undefined."""
     if not math.isfinite(mark) or best is None:
@@ -676,13 +704,8 @@ def _check_settings(file: Path, now: Mapping[str, Any]) -> None:
 
 
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [
-        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
+    if changed := differences(before, now):
         raise RunError(
-            f"{out} was trained with other settings: {'; '.join(changed)}. Resume with "
-            "the old settings, or give another folder."
+            f"{out} was trained with other settings: {changed}. Resume with the old "
+            "settings, or give another folder."
         )

@@ -67,6 +67,7 @@ from medimg_utils.release import (
     release_folder,
     walk,
 )
+from medimg_utils.settings import count_cores
 from medimg_utils.training import stable_seed
 
 SURVIVAL_TABLES = ("survival_data.csv", "survival_info.csv", "survival_evaluation.csv")
@@ -652,7 +653,7 @@ def prepare_cases(
             return prepare_case(case, voxel)
         return _stored(case, voxel, cache)
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, count_cores())) as pool:
         bar = tqdm(pool.map(one, cases), "read", len(cases), disable=not progress)
         return list(bar)
 
@@ -1015,7 +1016,7 @@ def _voxel_checks(cases: Sequence[Case], progress: bool) -> list[Check]:
         sizes = " × ".join(f"{size:.3g}" for size in scan.spacing)
         return "", (scan.images.shape[1:], sizes, axes, extreme, shares)
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, count_cores())) as pool:
         bar = tqdm(pool.map(one, cases), "verify", len(cases), disable=not progress)
         results = list(bar)
     facts = [value for kind, value in results if not kind]

@@ -34,7 +34,14 @@ from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe, facts_file, read_facts
 from medimg_utils.labs import once, rounded, trained_folds
 from medimg_utils.release import describe_release, digest_of, read_truth
-from medimg_utils.training import BEST, LOG, load_tensors, read_log, trained_on
+from medimg_utils.training import (
+    BEST,
+    LOG,
+    load_tensors,
+    minutes_of,
+    read_log,
+    trained_on,
+)
 
 NAME = "brain-lab"
 UNSEEN = "unseen-patients"
@@ -169,7 +176,7 @@ def _training(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
             "history": rounded(history),
             "best": stored["best"],
             "weights": sum(value.numel() for value in tensors.values()),
-            "minutes": sum(row["seconds"] for row in history) / 60,
+            "minutes": minutes_of(history),
         }
     return {
         "networks": networks,

@@ -325,7 +325,7 @@ def fix_statistics(network: UnpaddedUNet, patches: Sequence[Tensor]) -> Unpadded
 
     def collect(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         variance, mean = torch.var_mean(inputs[0].float(), (0, 2, 3, 4), correction=0)
-        moments[layer].append(torch.stack([mean, variance + mean**2]).double().cpu())
+        moments[layer].append(torch.stack([mean, variance + mean**2]).cpu().double())
 
     hooks = [layer.register_forward_pre_hook(collect) for layer in layers]
     device = next(network.parameters()).device

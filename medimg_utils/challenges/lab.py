@@ -41,7 +41,7 @@ from medimg_utils.pneumothorax.preprocess import to_network
 from medimg_utils.pneumothorax.simulate import ensure_release
 from medimg_utils.release import describe_release, digest_of
 from medimg_utils.splits import check_no_leak, one_each, patient_digest, patient_folds
-from medimg_utils.training import BEST, read_log, trained_on
+from medimg_utils.training import BEST, minutes_of, read_log, trained_on
 
 NAME = "challenges-black-box"
 #: The maps of the shipped U-Net of the radiographs.
@@ -164,7 +164,7 @@ def measure_black_box(
     }
     for name, step in tqdm(steps.items(), "measure", disable=not progress):
         result[name] = step()
-    result["minutes"] = sum(row["seconds"] for row in epochs) / 60
+    result["minutes"] = minutes_of(epochs)
     result["hardware"] = trained_on(epochs)
     result["about"] = results.provenance(
         size="lab",

@@ -44,6 +44,7 @@ from medimg_utils.release import (
     release_folder,
     walk,
 )
+from medimg_utils.settings import count_cores
 from medimg_utils.training import Batch, stable_seed
 
 SERIES = ("sagittal", "coronal", "axial")  # T2, T1, PD: the order of the paper
@@ -649,7 +650,7 @@ def _file_checks(
         blank = f"{path} is blank: all voxels are equal" if flat else ""
         return blank, volume.shape, str(volume.dtype)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         done = pool.map(one, files)
         found = dict(
             zip(

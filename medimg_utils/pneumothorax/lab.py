@@ -31,7 +31,7 @@ from medimg_utils.pneumothorax.simulate import (
     patients_of,
 )
 from medimg_utils.release import describe_release, read_truth
-from medimg_utils.training import BEST, RunError, read_log, trained_on
+from medimg_utils.training import BEST, RunError, minutes_of, read_log, trained_on
 
 NAME = "pneumothorax-lab"
 SHIPPED = 0  # the fold whose network travels with the package
@@ -68,7 +68,7 @@ def run_lab(runs: Path, *, progress: bool = True) -> dict[str, Any]:
     facts = read_facts(shipped)
     history = read_log(shipped)
     unseen = tests["unseen-patients"]
-    minutes = _minutes(history)
+    minutes = minutes_of(history)
     result = {
         "headline": {
             "hardware": trained_on(history),
@@ -183,14 +183,10 @@ def _fold(values: dict[str, Any], run: Path) -> dict[str, Any]:
     history = read_log(run)
     trained = {
         "hardware": trained_on(history),
-        "minutes": _minutes(history),
+        "minutes": minutes_of(history),
         **{key: about[key] for key in ("n", "seed", "commit")},
     }
     return measured | asked | {"trained": trained, "about": values["about"]}
-
-
-def _minutes(history: Sequence[dict[str, Any]]) -> float:
-    return float(sum(row["seconds"] for row in history)) / 60
 
 
 def _with_truth(

@@ -8,7 +8,6 @@ read.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -21,6 +20,7 @@ import torch
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import write_json_atomic
+from medimg_utils.settings import count_cores
 
 FOLDER = Path(__file__).parent
 PACKAGES = (
@@ -68,8 +68,7 @@ def hardware(device: str) -> str:
         return torch.cuda.get_device_name()
     if device != "cpu":
         return device
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    cores = cores or os.cpu_count() or 1
+    cores = count_cores()
     return "1 CPU core" if cores == 1 else f"{cores} CPU cores"
 
 

@@ -13,7 +13,11 @@ def answer(out, predict):
     return answer_each(
         ["a", "b", "c"],
         predict,
-        lambda item, found: {"item": item, "found": found},
+        lambda item, found: {
+            "item": item,
+            "found": found,
+            "settings": {"use_case": "knee"},
+        },
         out=out,
         name=lambda item: item,
         what="files",
@@ -44,3 +48,16 @@ def test_one_that_cannot_be_used_does_not_stop_the_others(tmp_path, trouble):
 def test_a_fault_of_the_program_is_not_taken_for_one_of_the_input(tmp_path):
     with pytest.raises(ZeroDivisionError):
         answer(tmp_path, lambda item: 1 / 0)
+
+
+@pytest.mark.parametrize("content", ['{"shapes": []}', "[1]", "no json", '"settings"'])
+def test_files_of_others_are_left_alone(tmp_path, content):
+    answer(tmp_path, str.upper)
+    before = (tmp_path / "a.json").read_bytes()
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(InputError, match=r"c\.json is in the way.*another folder"):
+        answer(tmp_path, str.lower)
+    assert (tmp_path / "a.json").read_bytes() == before
+    assert (tmp_path / "c.json").read_text() == content
+    (tmp_path / "c.json").unlink()
+    assert answer(tmp_path, str.lower)[0]["found"] == "a"

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from medimg_utils.errors import InputError
-from medimg_utils.io import write_text_atomic
+from medimg_utils.io import differences, write_text_atomic
 from medimg_utils.release import release_folder
 from medimg_utils.simulation import (
     Part,
-    _differences,
     call_in_processes,
     choose_plan,
     find_parts,
@@ -191,7 +190,7 @@ def test_what_stands_in_the_way_is_refused(tmp_path):
 def test_what_differs_is_said_in_a_few_words():
     stored = {"rates": {"drain": [0, 1], "line": 1}, "a": 1, "b": 2, "c": 3}
     wanted = {"rates": {"drain": [0, 2], "line": 1}, "a": 2, "b": 3, "c": 4}
-    assert _differences(stored, wanted) == (
+    assert differences(stored, wanted) == (
         "rates drain is [0, 1] and not [0, 2], a is 1 and not 2, b is 2 and not 3 and 1 "
         "more"
     )

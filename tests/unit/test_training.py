@@ -13,12 +13,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from medimg_utils import training
-from medimg_utils.errors import InputError
+from medimg_utils.errors import InputError, NotFiniteError
 from medimg_utils.results import hardware
 from medimg_utils.training import (
     BEST,
     LAST,
-    NotFiniteError,
     RunError,
     device_share,
     epoch_batches,
@@ -435,7 +434,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     run(tmp_path)
     with pytest.raises(RunError, match="already holds a run"):
         run(tmp_path)
-    with pytest.raises(RunError, match="a was 1 and is now 2"):
+    with pytest.raises(RunError, match="a is 1 and not 2"):
         run(tmp_path, resume=True, settings={"a": 2})
 
 
@@ -464,7 +463,7 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on(tmp_path):
     _, again = run(stopped, resume=True)
     assert [row["loss"] for row in again] == [row["loss"] for row in history]
     (stopped / LAST).unlink()
-    with pytest.raises(RunError, match="a was 1 and is now 2"):
+    with pytest.raises(RunError, match="a is 1 and not 2"):
         run(stopped, resume=True, settings={"a": 2})
 
 

@@ -376,7 +376,8 @@ def test_a_broken_case_is_named_and_the_others_are_written(run, tmp_path, write_
     bad = write_case(tmp_path / "data", "brats2021", 32)
     (bad / f"{bad.name}_t2.nii.gz").write_bytes(b"no image")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / f"{bad.name}.json").write_text("{}")  # of an earlier prediction
+    earlier = tmp_path / "out" / f"{bad.name}.json"
+    earlier.write_text('{"settings": {"use_case": ""}}')
     with pytest.raises(ImageError, match=r"1 of 2 cases.*00032_t2"):
         predict(run, [good, bad], tmp_path / "out", progress=False)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

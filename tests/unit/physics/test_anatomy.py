@@ -1,6 +1,5 @@
 """Fetching against a package index of our own that serves small archives, and worse."""
 
-import functools
 import hashlib
 import io
 import tarfile
@@ -125,9 +124,7 @@ def index(monkeypatch):
     server = Index()
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    endpoint = f"{server.address}/simple/"
-    client = functools.partial(PyPISimple, endpoint=endpoint)
-    monkeypatch.setattr(anatomy, "PyPISimple", client)
+    monkeypatch.setenv("PIP_INDEX_URL", f"{server.address}/simple/")
     yield server
     server.close()
 

@@ -198,6 +198,7 @@ def test_a_part_of_nih_is_enough(nih):
     (nih / "images_002" / "images" / "00000002_000.png").unlink()
     with pytest.warns(UserWarning, match="1 of 3 images"):
         assert len(read_nih(nih)) == 2
+    assert not problems("nih", nih)
 
 
 def test_nih_tables_with_gaps_are_refused(nih):

@@ -192,7 +192,7 @@ def test_another_test_set_changes_no_threshold(run, tmp_path, write_release):
         header.save_as(path)
     answer = evaluate(other, run, draws=20, progress=False)
     assert answer["n"]["images"] == 16
-    assert "other patients" in answer["protocol"]
+    assert "other identifiers" in answer["protocol"]
     assert answer["thresholds"] == load_run(run).thresholds
 
 
@@ -267,7 +267,8 @@ def test_a_broken_file_does_not_stop_the_others(run, release, tmp_path):
     bad = tmp_path / "bad.dcm"
     bad.write_bytes(good.read_bytes()[:900])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "bad.json").write_text("{}")  # of an earlier prediction
+    earlier = tmp_path / "out" / "bad.json"
+    earlier.write_text('{"settings": {"use_case": ""}}')
     with pytest.raises(ImageError, match=r"1 of 2 files.*bad\.dcm"):
         predict(run, [bad, good], tmp_path / "out", progress=False)
     assert (tmp_path / "out" / f"{good.stem}.json").is_file()

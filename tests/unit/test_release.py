@@ -1,0 +1,31 @@
+"""What the readers of all releases share."""
+
+import pytest
+
+from medimg_utils.release import describe_release, read_table
+
+
+@pytest.mark.parametrize("end", ["", ","])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_columns_stay_where_rows_end_in_a_comma(tmp_path, end, mark):
+    file = tmp_path / "table.csv"
+    rows = f"{mark}Case ,Age\na, 60{end}\r\nb,{end}\r\n"
+    file.write_bytes(rows.encode())
+    table = read_table(file)
+    assert table.to_dict("list") == {"case": ["a", "b"], "age": ["60", ""]}
+
+
+def test_a_table_may_have_no_header(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("0000,1\n0001, 0\n")
+    table = read_table(file, header=False)
+    assert table.to_dict("list") == {0: ["0000", "0001"], 1: ["1", "0"]}
+
+
+def test_a_real_release_below_a_simulated_one_is_real(tmp_path):
+    (tmp_path / "simulation.json").write_text("{}")
+    for name, simulated in (("siim", False), ("MRNet-v1.0", True)):
+        (tmp_path / name).mkdir()
+        described = describe_release(tmp_path / name)
+        assert described["simulated"] is simulated, name
+    assert describe_release(tmp_path)["simulated"] is True
