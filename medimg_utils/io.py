@@ -30,7 +30,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from pydicom.pixels import apply_rescale, apply_voi_lut, pixel_array
 
 from medimg_utils.errors import InputError
@@ -118,6 +118,7 @@ def _read_picture(path: Path) -> Image2D:
             frames = getattr(file, "n_frames", 1)
             mode, kind = file.mode, file.format
             file.load()
+            ImageOps.exif_transpose(file, in_place=True)  # a camera's note: turn it
             if mode in ("I;16", "I;16B", "I;16L", "I"):
                 grey = np.asarray(file, dtype=np.float32) / 65535
             else:
@@ -181,6 +182,12 @@ def _of_dicom(path: Path, header: pydicom.Dataset) -> Image2D:
             f"({header.get('Modality') or 'no modality'}). It may be truncated, or "
             "hold a report instead of an image."
         )
+    photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+    if photometric == "PALETTE COLOR":
+        raise ImageError(
+            f"{path} stores numbers of colours instead of grey values (PALETTE COLOR). "
+            "Export the radiograph in grey."
+        )
     try:
         stored = pixel_array(header)
         if stored.ndim == 3 and stored.shape[-1] in (3, 4):
@@ -193,7 +200,6 @@ def _of_dicom(path: Path, header: pydicom.Dataset) -> Image2D:
             f"{path}: the pixel data cannot be decoded ({error}). The file may be "
             "truncated or use a compression that needs another plug-in of pydicom."
         ) from error
-    photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "MONOCHROME1":
         pixels = 1 - pixels
     padding = header.get("PixelPaddingValue")
@@ -336,7 +342,7 @@ class Volume:
 
 
 def read_nifti(path: str | os.PathLike[str]) -> Volume:
-    """Read a NIfTI file, `.nii` or `.nii.gz`.
+    """Read a NIfTI file, `.nii` or `.nii.gz`; what its unit says becomes mm.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -352,6 +358,8 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
         image: Any = nib.load(path)
         voxels = np.asarray(image.dataobj, dtype=np.float32)
         affine = np.asarray(image.affine, dtype=np.float64)
+        unit, _ = image.header.get_xyzt_units()
+        affine[:3] *= {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
     except Exception as error:  # a damaged header can fail in any of nibabel's parts
         raise ImageError(
             f"{path} cannot be read as NIfTI ({error}). It may be truncated: copy or "

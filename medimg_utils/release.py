@@ -163,7 +163,7 @@ def read_truth(path: Path, key: str) -> dict[str, dict[str, str]]:
         InputError: it cannot be read, or lacks the column.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             return {row.pop(key): row for row in csv.DictReader(file)}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
         raise InputError(

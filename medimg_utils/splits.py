@@ -169,8 +169,9 @@ def check_held_out(run: str, facts: Mapping[str, Any], fold: int | None) -> None
     held = facts["fold"] or 0  # the single hold-out is the first fold
     if fold is not None and fold != held:
         raise LeakError(
-            f"the run {run} held out fold {held}, so it was trained on patients of fold "
-            f"{fold}. Evaluate its own fold, or train with --fold {fold}."
+            f"the run {run} held out fold {held} of the release that it was trained on, "
+            f"and can be measured on no other of its folds, so not on {fold}. Leave "
+            "--fold away: what the run has met is left out in any case."
         )
 
 

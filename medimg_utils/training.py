@@ -334,6 +334,21 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {name: value.float() for name, value in load_tensors(path)[0].items()}
 
 
+def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Give a network the weights of a file.
+
+    Raises:
+        RunError: they are those of another network.
+    """
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(
+            f"the weights in {path} do not belong to the settings beside them "
+            f"({str(error).splitlines()[-1].strip()}). Copy or train both again."
+        ) from error
+
+
 def _pack(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and optimiser state under flat names."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}

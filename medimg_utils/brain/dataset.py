@@ -318,6 +318,10 @@ def _brats_files(root: Path) -> Files:
             kinds = found.setdefault(key, defaultdict(list))
             for kind, paths in files.items():
                 kinds[kind] += paths
+    for kinds in found.values():
+        # a mask elsewhere may be what a network has answered, under the same name
+        homes = {p.parent for kind, ps in kinds.items() if kind != "seg" for p in ps}
+        kinds["seg"] = [path for path in kinds["seg"] if path.parent in homes]
     return found
 
 
@@ -380,7 +384,8 @@ def _cases(found: Files) -> list[Case]:
         layout = LAYOUTS[name]
         images = tuple(kinds[kind][0] for kind in layout.kinds[:4])
         match = layout.pattern.fullmatch(images[0].name)
-        grades = [part for part in images[0].parts if part in ("HGG", "LGG")]
+        folders = images[0].absolute().parts
+        grades = [part for part in folders if part in ("HGG", "LGG")]
         cases.append(
             Case(
                 case_id=case,
@@ -589,7 +594,8 @@ def _check_alike(path: Path, first: Volume, name: Path, other: Volume) -> None:
     if not np.allclose(other.affine, first.affine, atol=0.01):
         raise ImageError(
             f"{name} has another affine than {path.name}: their voxels lie in different "
-            "places. Resample it, or download it again."
+            "places, or in another order. Bring it onto the same grid, or download it "
+            "again."
         )
 
 

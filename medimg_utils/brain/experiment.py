@@ -66,6 +66,7 @@ from medimg_utils.brain.models import (
     padded_twin,
 )
 from medimg_utils.brain.preprocess import Prepared
+from medimg_utils.errors import InputError
 from medimg_utils.experiments import (
     answer_each,
     choose,
@@ -83,7 +84,12 @@ from medimg_utils.io import (
     write_json_atomic,
     write_nifti_atomic,
 )
-from medimg_utils.release import DatasetError, describe_release, read_truth
+from medimg_utils.release import (
+    DatasetError,
+    check_listed,
+    describe_release,
+    read_truth,
+)
 from medimg_utils.settings import find_device
 from medimg_utils.splits import (
     Split,
@@ -100,6 +106,7 @@ from medimg_utils.training import (
     fit,
     load_tensors,
     load_weights,
+    put_weights,
     refuse_run,
     stable_seed,
 )
@@ -785,7 +792,7 @@ def load_networks(
         "one-pass": UnpaddedUNet(experiment.segment_width, FixedNorm),
     }
     for stage, network in built.items():
-        network.load_state_dict(load_weights(paths[stage]))
+        put_weights(network, load_weights(paths[stage]), paths[stage])
         network.eval().to(device)
     return Networks(
         find=built["find"],  # type: ignore[arg-type]
@@ -901,10 +908,13 @@ def predict_scan(run: Run, case: Case, scan: Scan, segmenter: Segmenter) -> Pred
     """Segment the images of a case that have been read, or changed, already.
 
     Raises:
-        DatasetError: the intensities cannot be used.
+        DatasetError: the intensities cannot be used, or the brain is too small.
     """
     prepared = prepare_scan(case, scan, run.experiment.voxel)
-    return _predict(run, scan, prepared, segmenter)
+    try:
+        return _predict(run, scan, prepared, segmenter)
+    except InputError as error:
+        raise DatasetError(f"{case.case_id}: {error}") from error
 
 
 def _predict(
@@ -961,6 +971,8 @@ def evaluate(
     known = read_truth(Path(truth), "BraTS18ID") if truth is not None else None
     loaded = load_run(run)
     cases, held_out = unseen_cases(loaded, data, fold)
+    if known is not None:  # before hours of work
+        check_listed([case.case_id for case in cases], known, "cases")
     segmenter = Segmenter(loaded.networks, mode or loaded.mode)
     alone = Segmenter(replace(loaded.networks, parts=1.0), segmenter.mode)
     rows, from_truth, from_prediction = [], [], []

@@ -119,10 +119,19 @@ def find(
 
     Returns:
         (D, H, W) mask; empty where nothing was found.
+
+    Raises:
+        InputError: the brain is too small to be one.
     """
     small = coarsen(image, factor)
     depth, height, width = small.shape[1:]
-    probability = engine.probabilities(pad_to_multiple(small))
+    padded = pad_to_multiple(small)
+    if padded[0].numel() <= MULTIPLE**3:  # a single cell of the coarsest map
+        raise InputError(
+            f"the brain is only {depth} × {height} × {width} voxels of the network large. "
+            "Is the skull removed well, and the size of the voxels right?"
+        )
+    probability = engine.probabilities(padded)
     mask = probability.argmax(dim=0)[:depth, :height, :width].bool().numpy()
     mask = large_parts(mask, parts)
     for axis in range(3):

@@ -406,6 +406,12 @@ def read_volume(path: str | os.PathLike[str]) -> NDArray[Any]:
             f"least one slice of {SMALLEST} × {SMALLEST} pixels is needed. Are the axes "
             "in another order?"
         )
+    if volume.shape[0] > 2 * min(volume.shape[1:]):
+        raise VolumeError(
+            f"{path} has the shape {volume.shape}: {volume.shape[0]} slices, each only "
+            f"{min(volume.shape[1:])} pixels narrow. (slices, rows, columns) is needed; "
+            "are the axes in another order?"
+        )
     if volume.dtype.kind == "f" and not np.isfinite(volume).all():
         raise VolumeError(
             f"{path} holds values that are not finite numbers. Export it again."

@@ -91,7 +91,7 @@ from medimg_utils.knee.models import (
 )
 from medimg_utils.knee.preprocess import Augment, middle, prepare
 from medimg_utils.knee.standardise import StandardiseError, Standardiser
-from medimg_utils.release import describe_release, left_by_simulation
+from medimg_utils.release import check_listed, describe_release, left_by_simulation
 from medimg_utils.settings import find_device
 from medimg_utils.splits import LeakError, check_fold, patient_folds
 from medimg_utils.training import (
@@ -103,6 +103,7 @@ from medimg_utils.training import (
     load_tensors,
     load_weights,
     minutes_of,
+    put_weights,
     reduce_on_plateau,
     refuse_run,
     save_tensors,
@@ -744,13 +745,12 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     for values in facts["parts"]:
         part = Part(values["series"], tuple(values["diagnoses"]), values["shared"])
         networks[part] = build(experiment, part)
-        networks[part].load_state_dict(
-            {
-                name.removeprefix(f"{part.name}."): value
-                for name, value in tensors.items()
-                if name.startswith(f"{part.name}.")
-            }
-        )
+        own = {
+            name.removeprefix(f"{part.name}."): value
+            for name, value in tensors.items()
+            if name.startswith(f"{part.name}.")
+        }
+        put_weights(networks[part], own, path)
         networks[part].eval().to(device)
     return Run(
         networks,
@@ -984,6 +984,8 @@ def evaluate(
             f"{loaded.name}. Evaluate on other exams, e.g. on `valid`."
         )
     facts = read_truth(Path(truth), split) if truth is not None else None
+    if facts is not None:  # before hours of work
+        check_listed([exam.exam_id for exam in exams], facts.exams, "exams")
     cases, style = [], []
     where: dict[str, dict[str, list[Any]]] = {}
     for exam in tqdm(exams, "evaluate", disable=not progress, leave=False):

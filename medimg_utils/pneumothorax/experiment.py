@@ -62,7 +62,7 @@ from medimg_utils.pneumothorax.preprocess import (
     prepare,
     tiled_probability,
 )
-from medimg_utils.release import describe_release, read_truth
+from medimg_utils.release import check_listed, describe_release, read_truth
 from medimg_utils.settings import find_device
 from medimg_utils.splits import (
     Split,
@@ -77,6 +77,7 @@ from medimg_utils.training import (
     fit,
     load_tensors,
     load_weights,
+    put_weights,
     refuse_run,
     stable_seed,
     warm_restart,
@@ -550,7 +551,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     network = UNet(channels=experiment.channels, unshuffle=experiment.unshuffle)
     tensors = load_weights(path)
     prior = tensors.pop(PRIOR)
-    network.load_state_dict(tensors)
+    put_weights(network, tensors, path)
     network.eval().to(find_device())
     return Run(network, experiment, facts["thresholds"], prior, facts, name)
 
@@ -649,6 +650,8 @@ def evaluate(
     if held_out:  # of the images that the run drew, the fold that it left
         drawn = limit(everyone, loaded.experiment.images, loaded.facts["seed"])
         records = never_seen(drawn, loaded.name, loaded.facts, data)
+    if known is not None:  # before hours of work
+        check_listed([record.image_id for record in records], known, "images")
 
     cases = []
     style = []

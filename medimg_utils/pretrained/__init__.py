@@ -85,8 +85,9 @@ def find_run(
     missing = [path for path in (*paths, about) if not path.is_file()]
     if missing:
         raise RunError(
-            f"{run} holds no finished run ({missing[0].relative_to(folder)} is not "
-            "there). Train it, or go on with `train ... --resume`."
+            f"{run} holds no finished run of {use_case} "
+            f"({missing[0].relative_to(folder)} is not there). Train it, go on with "
+            "`train ... --resume`, or say lab for the network of the package."
         )
     return paths, about, folder.resolve().name
 

@@ -126,6 +126,35 @@ def test_pictures_of_every_mode_read_alike(tmp_path, mode, ending, tolerance):
     np.testing.assert_allclose(image.pixels, smooth / 255, atol=tolerance)
 
 
+def test_a_turned_jpeg_is_turned_back(tmp_path):
+    """A camera stores what it saw and notes how to hold it; viewers follow the note."""
+    upright = Image.fromarray(np.kron(np.diag([0, 80, 160, 240]), np.ones((16, 16))))
+    upright = upright.convert("L").crop((0, 0, 64, 48))
+    note = Image.Exif()
+    note[0x0112] = 6  # orientation: turn by 90 degrees clockwise
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "a.jpg", exif=note, quality=95)
+    pixels = read_image(tmp_path / "a.jpg").pixels
+    assert pixels.shape == (48, 64)
+    np.testing.assert_allclose(pixels, np.asarray(upright) / 255, atol=0.05)
+
+
+def test_colours_of_a_palette_are_refused(tmp_path, write_dicom):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, photometric="PALETTE COLOR")
+    with pytest.raises(ImageError, match=r"PALETTE COLOR.*in grey"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("unit", "size"), [("meter", 2000.0), ("micron", 0.002), ("unknown", 2.0)]
+)
+def test_the_unit_of_nifti_counts(tmp_path, unit, size):
+    image = nib.Nifti1Image(np.ones((3, 4, 5), np.float32), np.diag([2.0, 2, 2, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert read_nifti(tmp_path / "a.nii.gz").spacing == pytest.approx((size,) * 3)
+
+
 def test_16_bit_png_keeps_its_depth(tmp_path):
     deep = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     write_png_atomic(tmp_path / "a.png", deep)

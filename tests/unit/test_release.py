@@ -2,7 +2,7 @@
 
 import pytest
 
-from medimg_utils.release import describe_release, read_table
+from medimg_utils.release import describe_release, read_table, read_truth
 
 
 @pytest.mark.parametrize("end", ["", ","])
@@ -29,3 +29,9 @@ def test_a_real_release_below_a_simulated_one_is_real(tmp_path):
         described = describe_release(tmp_path / name)
         assert described["simulated"] is simulated, name
     assert describe_release(tmp_path)["simulated"] is True
+
+
+def test_a_truth_file_may_begin_with_a_mark(tmp_path):
+    file = tmp_path / "truth.csv"
+    file.write_text("\ufeffImageId,side\na,left\n", encoding="utf-8")
+    assert read_truth(file, "ImageId") == {"a": {"side": "left"}}

@@ -24,6 +24,7 @@ from medimg_utils.training import (
     fit,
     learning_rate_at,
     load_tensors,
+    put_weights,
     read_log,
     reduce_on_plateau,
     stable_seed,
@@ -636,3 +637,11 @@ def test_the_length_of_the_gradient_can_be_left_alone(tmp_path):
     assert short.norm() == pytest.approx(1e-3, rel=1e-3)
     assert long.norm() > 0.01
     assert nn.functional.cosine_similarity(short, long, dim=0) > 0.999
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    other = torch.nn.Linear(3, 2).state_dict()
+    with pytest.raises(
+        RunError, match=r"best\.safetensors do not belong.*size mismatch"
+    ):
+        put_weights(torch.nn.Linear(4, 2), other, tmp_path / "best.safetensors")

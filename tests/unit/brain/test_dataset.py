@@ -164,6 +164,18 @@ def test_a_stray_mask_elsewhere_is_no_mask(tmp_path, write_case):
     assert read_case(folder).mask is None
 
 
+def test_what_a_network_answered_is_no_mask(tmp_path, write_case):
+    """Predictions have the names of masks, and may lie below the release."""
+    folder = write_case(tmp_path, "brats2021", 1)
+    mask = folder / "BraTS2021_00001_seg.nii.gz"
+    answers = tmp_path / "predictions"
+    answers.mkdir()
+    shutil.copy(mask, answers)
+    assert read_brats(tmp_path)[0].mask == mask
+    mask.unlink()
+    assert read_brats(tmp_path)[0].mask is None
+
+
 def test_mac_archives_leave_files_that_are_not_read(tmp_path, write_case):
     write_case(tmp_path, "msd", 1)
     (tmp_path / "imagesTr" / "._BRATS_001.nii.gz").write_bytes(b"Mac")

@@ -348,6 +348,12 @@ def test_shares_of_parts_are_compared_against_the_truth():
     assert kept["tumour"]["0.0001"] > kept["tumour"]["1.0"]
 
 
+def test_a_few_voxels_are_no_brain():
+    image = torch.zeros(5, 3, 8, 5)
+    with pytest.raises(InputError, match=r"only 3 × 8 × 5 voxels.*size of the voxels"):
+        find(ready(Bright(1.0)), image)
+
+
 def test_step_1_can_be_coarser():
     images, labels = patient()
     image = prepare(images, (1.0, 1.0, 1.0), 1.0).image()

@@ -248,6 +248,7 @@ def test_a_hostile_volume_is_refused_and_never_runs(kneemri):
     [
         (np.zeros((40, 40), np.uint8), r"shape \(40, 40\)"),
         (np.zeros((256, 256, 20), np.uint8), "axes in another order"),
+        (np.zeros((256, 256, 40), np.uint8), "256 slices, each only 40 pixels"),
         (np.zeros((0, 64, 64), np.uint8), r"\(0, 64, 64\)"),
         (np.full((2, 64, 64), np.nan), "not finite"),
         (np.full((2, 64, 64), 1e307), r"up to 1e\+307, but .* at most 1e\+30"),

@@ -207,6 +207,16 @@ def test_evaluating_on_training_patients_is_refused(run, release, tmp_path):
         evaluate(tmp_path, run, progress=False)
 
 
+def test_another_truth_file_is_refused_before_the_work(
+    run, release, tmp_path, monkeypatch
+):
+    truth = tmp_path / "truth.csv"
+    truth.write_text("ImageId,side\nsomebody,left\n")
+    monkeypatch.setattr(experiment, "predict_image", None)  # a call would fail
+    with pytest.raises(InputError, match=r"does not list \d+ of \d+ images"):
+        evaluate(release, run, truth=truth, progress=False)
+
+
 def test_evaluation_and_prediction_agree(run, release, tmp_path):
     answer = evaluate(release, run, draws=10, progress=False)
     case = answer["cases"][0]
