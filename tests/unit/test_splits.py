@@ -172,7 +172,9 @@ def test_a_run_is_measured_on_patients_that_it_has_not_met():
 )  # fmt: skip
 def test_a_run_is_measured_on_its_own_fold(held, fold, refused):
     if refused:
-        with pytest.raises(LeakError, match=f"held out fold {held or 0} .* not on {fold}"):
+        with pytest.raises(
+            LeakError, match=f"held out fold {held or 0} .* not on {fold}"
+        ):
             check_held_out("mine", {"fold": held}, fold)
     else:
         check_held_out("mine", {"fold": held}, fold)
