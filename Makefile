@@ -29,9 +29,9 @@ EMPTIED := .cache/outputs-emptied
 OUTPUTS := .cache/outputs-valid
 PAGES := .cache/pages-valid
 # What a stamp stands for may be gone, or another MEDIMG_DATA lack it.
-GONE := $(foreach use,$(USE_CASES),$(if $(wildcard $(MEDIMG_DATA)/$(use)-tiny),,\
-	.cache/release-$(use))) $(if $(wildcard $(MEDIMG_DATA)/anatomy),,$(ANATOMY))
-$(if $(strip $(GONE)),$(shell rm -f $(GONE)))
+$(shell for use in $(USE_CASES); do \
+	[ -d "$(MEDIMG_DATA)/$${use}-tiny" ] || rm -f .cache/release-$${use}; done; \
+	[ -d "$(MEDIMG_DATA)/anatomy" ] || rm -f $(ANATOMY))
 NEEDED := $(INSTALLED) $(ASSETS) $(ANATOMY) $(RELEASES) .cache/run-size
 BUILT := $(NEEDED) $(OUTPUTS) $(PAGES)
 

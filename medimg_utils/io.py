@@ -358,8 +358,8 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
         image: Any = nib.load(path)
         voxels = np.asarray(image.dataobj, dtype=np.float32)
         affine = np.asarray(image.affine, dtype=np.float64)
-        unit, _ = image.header.get_xyzt_units()
-        affine[:3] *= {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
+        unit = int(image.header.get("xyzt_units", 0)) & 7  # metre, mm, µm are 1, 2, 3
+        affine[:3] *= {1: 1000.0, 3: 0.001}.get(unit, 1.0)
     except Exception as error:  # a damaged header can fail in any of nibabel's parts
         raise ImageError(
             f"{path} cannot be read as NIfTI ({error}). It may be truncated: copy or "
@@ -824,9 +824,11 @@ def differences(stored: Any, wanted: Any) -> str:
             for key in {**other, **one}:
                 compare(one.get(key), other.get(key), f"{name} {key}".strip())
         elif one != other:
-            found.append(f"{name} is {shown(one)} and not {shown(other)}")
+            texts = shown(one), shown(other)
+            differs = f"{name} is {texts[0]} and not {texts[1]}"
+            found.append(f"{name} differs" if texts[0] == texts[1] else differs)
 
     compare(stored, wanted, "")
-    found.sort(key=lambda words: words.endswith("..."))  # lists follow from settings
+    found.sort(key=lambda words: words.endswith(("...", "differs")))  # what follows
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return ", ".join(found[:3]) + more

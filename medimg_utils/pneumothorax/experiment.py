@@ -74,6 +74,7 @@ from medimg_utils.splits import (
 from medimg_utils.training import (
     BEST,
     Batch,
+    RunError,
     fit,
     load_tensors,
     load_weights,
@@ -550,8 +551,10 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     facts, experiment = open_facts(about, from_json)
     network = UNet(channels=experiment.channels, unshuffle=experiment.unshuffle)
     tensors = load_weights(path)
-    prior = tensors.pop(PRIOR)
+    prior = tensors.pop(PRIOR, None)
     put_weights(network, tensors, path)
+    if prior is None:
+        raise RunError(f"{path} lacks {PRIOR}. Copy or train the run again.")
     network.eval().to(find_device())
     return Run(network, experiment, facts["thresholds"], prior, facts, name)
 

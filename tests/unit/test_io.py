@@ -155,6 +155,13 @@ def test_the_unit_of_nifti_counts(tmp_path, unit, size):
     assert read_nifti(tmp_path / "a.nii.gz").spacing == pytest.approx((size,) * 3)
 
 
+def test_an_odd_unit_of_nifti_means_nothing(tmp_path):
+    image = nib.Nifti1Image(np.ones((3, 4, 5), np.float32), np.diag([2.0, 2, 2, 1]))
+    image.header["xyzt_units"] = 255
+    nib.save(image, tmp_path / "a.nii")
+    assert read_nifti(tmp_path / "a.nii").spacing == pytest.approx((2.0,) * 3)
+
+
 def test_16_bit_png_keeps_its_depth(tmp_path):
     deep = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     write_png_atomic(tmp_path / "a.png", deep)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medimg_utils.release import describe_release, read_table, read_truth
+from medimg_utils.release import DatasetError, describe_release, read_table, read_truth
 
 
 @pytest.mark.parametrize("end", ["", ","])
@@ -15,6 +15,13 @@ def test_columns_stay_where_rows_end_in_a_comma(tmp_path, end, mark):
     assert table.to_dict("list") == {"case": ["a", "b"], "age": ["60", ""]}
 
 
+def test_cells_that_no_column_names_are_refused(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("ImageId,EncodedPixels\na,1 2, 3 4\nb,-1, \n")
+    with pytest.raises(DatasetError, match=r"table\.csv: row 2 has 3 cells"):
+        read_table(file)
+
+
 def test_a_table_may_have_no_header(tmp_path):
     file = tmp_path / "table.csv"
     file.write_text("0000,1\n0001, 0\n")
@@ -24,7 +31,7 @@ def test_a_table_may_have_no_header(tmp_path):
 
 def test_a_real_release_below_a_simulated_one_is_real(tmp_path):
     (tmp_path / "simulation.json").write_text("{}")
-    for name, simulated in (("siim", False), ("MRNet-v1.0", True)):
+    for name, simulated in (("siim", False), ("MRNet-v1.0", True), ("HGG", True)):
         (tmp_path / name).mkdir()
         described = describe_release(tmp_path / name)
         assert described["simulated"] is simulated, name

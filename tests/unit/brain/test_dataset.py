@@ -174,6 +174,9 @@ def test_what_a_network_answered_is_no_mask(tmp_path, write_case):
     assert read_brats(tmp_path)[0].mask == mask
     mask.unlink()
     assert read_brats(tmp_path)[0].mask is None
+    shutil.rmtree(folder)
+    with pytest.raises(DatasetError, match="needs all four modalities"):
+        read_brats(tmp_path)
 
 
 def test_mac_archives_leave_files_that_are_not_read(tmp_path, write_case):

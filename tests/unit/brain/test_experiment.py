@@ -394,6 +394,10 @@ def test_a_prediction_never_overwrites_the_truth(run, tmp_path, write_case):
         predict(run, [folder, folder], tmp_path / "out", progress=False)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert not (tmp_path / "out").exists()
+    (folder / "BraTS2021_00031_seg.nii.gz").unlink()
+    with pytest.raises(InputError, match="would be taken for the truth"):
+        predict(run, [folder], folder, progress=False)
+    assert len(list(folder.iterdir())) == 4
 
 
 def test_the_shipped_networks_are_found(run, tmp_path, monkeypatch):
