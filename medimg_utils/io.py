@@ -819,11 +819,12 @@ def differences(stored: Any, wanted: Any) -> str:
         text = str(value)
         return text if len(text) <= 60 else f"{text[:57]}..."
 
-    def compare(one: Any, other: Any, name: str) -> None:
+    def compare(one: Any, other: Any, name: str, alike: bool = True) -> None:
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            for key in {**other, **one}:
-                compare(one.get(key), other.get(key), f"{name} {key}".strip())
-        elif one != other:
+            for key in {**other, **one}:  # None is not the same as missing
+                both = key in one and key in other
+                compare(one.get(key), other.get(key), f"{name} {key}".strip(), both)
+        elif one != other or not alike:
             texts = shown(one), shown(other)
             differs = f"{name} is {texts[0]} and not {texts[1]}"
             found.append(f"{name} differs" if texts[0] == texts[1] else differs)

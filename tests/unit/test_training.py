@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from medimg_utils import training
 from medimg_utils.errors import InputError, NotFiniteError
+from medimg_utils.io import differences
 from medimg_utils.results import hardware
 from medimg_utils.training import (
     BEST,
@@ -637,6 +638,12 @@ def test_the_length_of_the_gradient_can_be_left_alone(tmp_path):
     assert short.norm() == pytest.approx(1e-3, rel=1e-3)
     assert long.norm() > 0.01
     assert nn.functional.cosine_similarity(short, long, dim=0) > 0.999
+
+
+def test_a_setting_that_is_new_and_none_is_a_change():
+    before, now = {"experiment": {"a": 1}}, {"experiment": {"a": 1, "clip": None}}
+    assert differences(before, now) == "experiment clip differs"
+    assert not differences(now, now)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
