@@ -178,6 +178,7 @@ class Experiment:
     rotation: float = setting(25.0, paper=25.0, why="± degrees, one draw for an exam")
     shift: float = setting(25.0, paper=25.0, why="± pixels, one draw for an exam")
     flip: float = setting(0.5, paper=0.5, why="share of the draws that are mirrored")
+    zoom: float = setting(0.0, why="a training exam is enlarged, or made smaller, by up to")
     rendering: float = setting(
         0.0, why="strength of random grey curve, sharpness and noise"
     )
@@ -231,6 +232,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         rotation=10.0,
         shift=12.0,
         flip=0.0,
+        zoom=0.15,
         rendering=0.4,
         slices=0.5,
         twins=True,
@@ -572,6 +574,7 @@ def _train_part(
         experiment.flip,
         experiment.rendering,
         experiment.slices,
+        experiment.zoom,
     )
     groups = None if pairs is None else [int(pair) for pair in pairs]
     training = opened(sides.train, augment=augment, groups=groups)

@@ -318,14 +318,16 @@ def _fill_with_fluid(
     """Fluid up to a level in each space of the joint; every knee has some.
 
     A small effusion is more than this knee held before, and may be no more than another
-    healthy knee holds: there readers disagree, too.  Only the gutters, where a healthy
-    knee has a mere film, give nearly every effusion away.
+    healthy knee holds: there readers disagree, too.  It collects above the patella and
+    under it; the gutters, where a healthy knee has a mere film, fill as it grows.
     """
     healthy = 0.03 + 0.37 * generator.beta(1.3, 3.2)
     more = 0.0 if effusion is None else 0.10 + (0.86 - healthy) * effusion.grade
     # fluid does not spread evenly: most of it lies above and beside the patella
     share = dict(zip(SPACES, (1.0, 0.85, 0.7, 0.75, 0.8), strict=True))
     film = dict(zip(SPACES, (1.0, 0.5, 1.0, 1.0, 1.0), strict=True))
+    if effusion is not None:
+        share[Code.GUTTER] *= 0.35 + 0.65 * effusion.grade
     extra = canvas.code({_FLUID: 1.0}, "", "abnormal")
     where = canvas.knee.spaces
     fill = canvas.knee.fill.ravel()[where]

@@ -89,6 +89,7 @@ class Augment:
             grey values as they are, like the paper.
         slices: share of the slices that is kept, spread over the series; 1 keeps all,
             like the paper.
+        zoom: the picture is enlarged or made smaller by up to this share.
 
     >>> augment = Augment(crop=224, rotation=25, shift=25, flip=0.5)
     >>> random = torch.Generator().manual_seed(0)
@@ -102,6 +103,7 @@ class Augment:
     flip: float = 0.0
     rendering: float = 0.0
     slices: float = 1.0
+    zoom: float = 0.0
 
     @classmethod
     def none(cls, crop: int) -> Augment:
@@ -127,17 +129,19 @@ class Augment:
         if self.slices < 1:
             kept = some_slices(len(slices), self.slices, random)
             slices, places = slices[kept], places[kept]
-        turn, right, down, flip = torch.rand(4, generator=random).tolist()
+        turn, right, down, flip, size = torch.rand(5, generator=random).tolist()
         angle = (2 * turn - 1) * self.rotation
         offset = ((2 * right - 1) * self.shift, (2 * down - 1) * self.shift)
         if self.rendering:
             table = grey_curve(self.rendering, random)
             slices = torch.from_numpy(np.take(table, slices.numpy(), mode="clip"))
-        moved = bool(angle or any(offset) or flip < self.flip)
+        zoom = (1 + self.zoom) ** (2 * size - 1)
+        mirrored = flip < self.flip
+        moved = bool(angle or any(offset) or mirrored or self.zoom)
 
         def placed(images: Tensor) -> Tensor:
             if moved:
-                return pose(images, self.crop, angle, offset, flip < self.flip)
+                return pose(images, self.crop, angle, offset, mirrored, zoom)
             return middle(images, self.crop)
 
         slices = placed(slices)
@@ -160,9 +164,14 @@ def some_slices(count: int, share: float, random: torch.Generator) -> Tensor:
 
 
 def pose(
-    slices: Tensor, crop: int, degrees: float, offset: tuple[float, float], flip: bool
+    slices: Tensor,
+    crop: int,
+    degrees: float,
+    offset: tuple[float, float],
+    flip: bool,
+    zoom: float = 1.0,
 ) -> Tensor:
-    """Turn, shift and flip all slices alike and cut the middle out, in one resampling.
+    """Turn, shift, flip, zoom all slices alike and cut the middle out, in one resampling.
 
     Args:
         slices: (S, H, W).
@@ -170,6 +179,7 @@ def pose(
         degrees: clockwise.
         offset: pixels to the right and down, after the turn.
         flip: mirror left and right, last.
+        zoom: above 1 enlarges, around the middle of the slices.
 
     Returns:
         (S, crop, crop) float32, bilinear; 0 where nothing was.
@@ -180,7 +190,7 @@ def pose(
     # Grid sampling asks where each new pixel comes from, with the image from -1 to 1.
     axis = torch.arange(crop, dtype=torch.float32) - (crop - 1) / 2
     down, right = torch.meshgrid(axis, -axis if flip else axis, indexing="ij")
-    right, down = right - offset[0], down - offset[1]
+    right, down = (right - offset[0]) / zoom, (down - offset[1]) / zoom
     grid = torch.stack(
         [
             (cosine * right + sine * down) * 2 / width,

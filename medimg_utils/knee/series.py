@@ -111,7 +111,7 @@ def random_patient(
     """Anatomy, side, age, size and shape of a patient."""
     size = generator.normal(1.0, 0.05)
     scale = [
-        float(np.clip(size * generator.normal(1, 0.02), 0.86, 1.14)) for _ in range(3)
+        float(np.clip(size * generator.normal(1, 0.035), 0.86, 1.14)) for _ in range(3)
     ]
     low = torch.tensor(GRID.low)
     high = low + (torch.tensor(GRID.shape) - 1) * GRID.spacing
@@ -126,7 +126,7 @@ def random_patient(
             float(generator.normal(0, 2)),
             float(generator.normal(0, 3)),
         ),
-        bend_mm=knot * float(generator.uniform(0.03, 0.09)),
+        bend_mm=knot * float(generator.uniform(0.03, 0.11)),
         knot_mm=knot,
         generator=_torch_generator(generator),
     )
@@ -265,32 +265,32 @@ def _points(frame: _Frame, lattice: int, offsets: Tensor, shifts: Tensor) -> Ten
     return frame.middle + place[:, :, None, None] + plane
 
 
-def thin_slices(thin: int, flank: float = _FLANK) -> tuple[Tensor, Tensor]:
-    """Thin slices of equal signal that together follow a profile with linear flanks.
+def thin_slices(share: Tensor, flank: float = _FLANK) -> Tensor:
+    """Where the signal of a slice comes from, whose profile has linear flanks.
 
     The profile is 1 in the middle, falls to 0 over ``flank`` and is one half at the edges of
-    the nominal slice.  Where it is low, a thin slice is wide, so a few of them make a
-    staircase of it: five, with flanks of a half, have heights 0.45, 0.99, 1, 0.99 and 0.45.
-    Neighbours overlap in their flanks; that one slice takes signal from the next is not
-    simulated.  :func:`medimg_utils.physics.mr.slice_profile` has Gaussian flanks.
+    the nominal slice.  Shares that are evenly spread give thin slices of equal signal, close
+    together where the profile is high.  Neighbours overlap in their flanks; that one slice
+    takes signal from the next is not simulated.
+    :func:`medimg_utils.physics.mr.slice_profile` has Gaussian flanks.
 
     Args:
-        thin: number of thin slices.
+        share: of the slice's signal that lies before the thin slice, 0 to 1.
         flank: width of a flank in nominal thicknesses, 0 (a box) to 1 (a triangle).
 
     Returns:
-        Middles and widths ``(thin,)`` in nominal thicknesses.
+        Distances from the middle of the slice in nominal thicknesses.
 
-    >>> middles, widths = thin_slices(4, flank=0.0)
-    >>> middles.tolist(), widths.tolist()
-    ([-0.375, -0.125, 0.125, 0.375], [0.25, 0.25, 0.25, 0.25])
+    >>> share = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+    >>> thin_slices(share, flank=0.0).tolist()
+    [-0.5, -0.25, 0.0, 0.25, 0.5]
+    >>> thin_slices(share, flank=0.5).tolist()
+    [-0.75, -0.25, 0.0, 0.25, 0.75]
     """
-    share = torch.linspace(0, 1, thin + 1)  # of the area, at the borders
     from_end = torch.minimum(share, 1 - share)
     steep = (1 + flank) / 2 - (2 * flank * from_end).sqrt()
     place = torch.where(from_end < flank / 2, steep, 0.5 - from_end)
-    border = torch.where(share < 0.5, -place, place)
-    return (border[1:] + border[:-1]) / 2, border.diff()
+    return torch.where(share < 0.5, -place, place)
 
 
 def _dither() -> Tensor:
@@ -303,6 +303,18 @@ def _dither() -> Tensor:
     thin = torch.arange(_THIN)[:, None, None, None]
     value = 0.7548776662 * rows + 0.5698402910 * columns + 0.6180339887 * thin
     return value.frac() - 0.5
+
+
+def _thin_places(frame: _Frame) -> tuple[Tensor, Tensor]:
+    """Places of the thin slices along the slice axis in mm, from the slice's middle.
+
+    Returns:
+        ``(J,)``, and ``(J, 1, H, W)`` what each pixel is away from them.
+    """
+    share = (torch.arange(_THIN) + 0.5) / _THIN
+    middles = thin_slices(share) * frame.thickness
+    own = thin_slices(share[:, None, None, None] + _dither() / _THIN) * frame.thickness
+    return middles, own - middles[:, None, None, None]
 
 
 def _basis(size: int, lattice: int) -> Tensor:
@@ -399,7 +411,7 @@ def _sample(
 ) -> tuple[Tensor, dict[int, NDArray[np.bool_]]]:
     """Channels ``(C, S, H, W)`` and lesion masks, averaged over thin slices."""
     pixel = frame.view / SIZE
-    offsets, widths = (part * frame.thickness for part in thin_slices(_THIN))
+    offsets, dither = _thin_places(frame)
     # thin slices stand a fraction of a pixel apart, which softens the edges of voxels
     turn = 2 * math.pi * (torch.arange(_THIN) / _THIN + generator.random())
     shifts = 0.3 * pixel * torch.stack([turn.cos(), turn.sin()], dim=1)
@@ -407,8 +419,6 @@ def _sample(
     lattice = (lattice - torch.tensor(GRID.low)) / GRID.spacing
     lattice = lattice.movedim(-1, 2)  # (S, J, 3, lattice, lattice)
     basis = _basis(SIZE, _LATTICE)
-    # in millimetres along the slice axis
-    dither = _dither() * widths[:, None, None, None]
     codes = torch.from_numpy(canvas.codes).flatten()
     shape = GRID.shape
     weights = torch.from_numpy(
@@ -584,9 +594,9 @@ def _restlessness(generator: np.random.Generator) -> Tensor:
 #: 96, 193; axial 5, 14, 44, 102, 186).  Nine tenths of a limb are neither fluid nor
 #: lesion: findings do not move the scale.
 _ANCHOR = 0.90
-_GREY = {"sagittal": (7.0, 136.0), "coronal": (4.0, 172.0), "axial": (1.0, 160.0)}
+_GREY = {"sagittal": (9.0, 136.0), "coronal": (4.0, 180.0), "axial": (2.0, 174.0)}
 #: Exponent of the scanner's curve: above 1 it darkens what is darker than the anchor.
-_GAMMA = {"sagittal": 1.65, "coronal": 1.1, "axial": 1.2}
+_GAMMA = {"sagittal": 2.0, "coronal": 1.35, "axial": 1.35}
 
 
 def to_grey(

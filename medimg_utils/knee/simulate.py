@@ -6,7 +6,8 @@ deformed into a patient, painted with findings (:mod:`.findings`) and scanned th
 
     OUT/MRNet-v1.0/{train,valid}/{axial,coronal,sagittal}/0000.npy   (S, 256, 256) uint8
     OUT/MRNet-v1.0/{train,valid}-{abnormal,acl,meniscus}.csv         0000,1
-    OUT/lesions/{train,valid}/{axial,coronal,sagittal}/0000.npz      a mask a diagnosis
+    OUT/lesions/{train,valid}/{axial,coronal,sagittal}/0000.npz      (S, 256, 256) bool,
+                                                          one a diagnosis that is shown
     OUT/simulation-truth.json   what only a simulation knows; readers never open it
     OUT/simulation.json         the settings
 
@@ -49,7 +50,7 @@ Kind = TypeVar("Kind")
 
 SPLITS = ("train", "valid")
 #: Version of the simulation: another version gives other pictures for the same seed.
-VERSION = 4
+VERSION = 5
 #: Which diagnoses go together, and how many exams of the release have them.  Training:
 #: Bien et al. 2018.  Validation: the totals are theirs (95 abnormal, 54 ACL tears, 52
 #: meniscal tears of 120), how many have both tears is our choice.
@@ -395,16 +396,15 @@ def simulate_exam(
         own = _random(plan, 2, exam, split, PLANES.index(plane))
         series = render(canvas, patient, scanner, plane, own, data_dir)
         _write_array(out / "MRNet-v1.0" / split / plane / f"{exam}.npy", series.volume)
-        masks = {
-            name: series.lesions.get(name, np.zeros(series.volume.shape, bool))
-            for name in DIAGNOSES
-        }
-        _write_masks(out / "lesions" / split / plane / f"{exam}.npz", masks)
+        _write_masks(out / "lesions" / split / plane / f"{exam}.npz", series.lesions)
         record["series"][plane] = {
             "slices": len(series.volume),
             "spacing": [round(float(v), 4) for v in series.spacing],
             "accidents": list(series.accidents),
-            "lesion pixels": {name: int(mask.sum()) for name, mask in masks.items()},
+            "lesion pixels": {
+                name: int(series.lesions[name].sum()) if name in series.lesions else 0
+                for name in DIAGNOSES
+            },
         }
     return record
 
@@ -439,7 +439,7 @@ def _write_array(file: Path, array: NDArray[np.uint8]) -> None:
         np.save(stream, array, allow_pickle=False)
 
 
-def _write_masks(file: Path, masks: dict[str, NDArray[np.bool_]]) -> None:
+def _write_masks(file: Path, masks: Mapping[str, NDArray[np.bool_]]) -> None:
     with atomic_path(file) as part, part.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **masks)
 

@@ -83,22 +83,22 @@ def test_without_augmentation_the_middle_is_left():
 
 @pytest.mark.parametrize("degrees", [0.0, 17.0, -40.0])
 @pytest.mark.parametrize("offset", [(0.0, 0.0), (5.0, -3.0)])
-@pytest.mark.parametrize("flip", [False, True])
-def test_pose_is_that_of_torchvision(degrees, offset, flip):
-    """Turn, shift, cut and flip in one resampling, as torchvision does one by one."""
+@pytest.mark.parametrize(("flip", "zoom"), [(False, 1.0), (True, 1.0), (True, 1.3)])
+def test_pose_is_that_of_torchvision(degrees, offset, flip, zoom):
+    """Turn, zoom, shift, cut and flip in one resampling, as torchvision does one by one."""
     volume = smooth()
     expected = tv.affine(
         volume.float(),
         angle=degrees,
         translate=list(offset),
-        scale=1.0,
+        scale=zoom,
         shear=[0.0, 0.0],
         interpolation=InterpolationMode.BILINEAR,
     )
     expected = tv.center_crop(expected, [40, 40])
     if flip:
         expected = tv.horizontal_flip(expected)
-    found = pose(volume, 40, degrees, offset, flip)
+    found = pose(volume, 40, degrees, offset, flip, zoom)
     np.testing.assert_allclose(found, expected, atol=1e-2)
 
 

@@ -40,25 +40,26 @@ def frame(plane, side, seed=0):
 
 
 @pytest.mark.parametrize("flank", [0.2, 0.5, 1.0])
-def test_many_thin_slices_fill_a_profile_with_linear_flanks(flank):
-    middles, widths = series.thin_slices(2000, flank)
+def test_thin_slices_of_equal_signal_fill_a_profile_with_linear_flanks(flank):
+    borders = series.thin_slices(torch.linspace(0, 1, 2001), flank)
+    middles, widths = (borders[1:] + borders[:-1]) / 2, borders.diff()
     height = 1 / 2000 / widths  # each excites alike
-    place = middles.abs()
-    wanted = (((1 + flank) / 2 - place) / flank).clamp(max=1)
+    wanted = (((1 + flank) / 2 - middles.abs()) / flank).clamp(max=1)
     assert height[10:-10] == pytest.approx(wanted[10:-10].numpy(), abs=0.03)
     # a box of 1 blurred by a box of the flank: variances add
     assert float((middles**2).mean()) == pytest.approx((1 + flank**2) / 12, rel=1e-3)
-    assert float(widths.sum()) == pytest.approx(1 + flank)
+    assert float(borders[-1] - borders[0]) == pytest.approx(1 + flank)
 
 
-def test_the_few_thin_slices_in_use_reach_as_far_as_the_profile():
-    middles, widths = series.thin_slices(series._THIN, series._FLANK)
-    assert float(middles.mean()) == pytest.approx(0, abs=1e-6)
-    low, high = middles - widths / 2, middles + widths / 2
-    assert float(low[0]) == pytest.approx(-(1 + series._FLANK) / 2)
-    torch.testing.assert_close(low[1:], high[:-1])  # no gap, no overlap
-    height = (1 / series._THIN / widths).tolist()
-    assert height == pytest.approx([0.45, 0.99, 1, 0.99, 0.45], abs=0.01)
+def test_all_pixels_together_see_the_whole_profile_of_a_slice():
+    """A wall of light in front of which slices are moved: what shines is their profile."""
+    frame = series._random_frame("axial", "left", 1.0, np.random.default_rng(0))
+    places, away = series._thin_places(frame)
+    seen = ((places[:, None, None, None] + away) / frame.thickness).flatten()
+    for at in (-0.7, -0.5, -0.3, 0.0, 0.5, 0.6):
+        share = ((seen - at).abs() < 0.02).float().mean() / 0.04
+        wanted = min((0.75 - abs(at)) / 0.5, 1.0)
+        assert float(share) == pytest.approx(wanted, abs=0.04), at
 
 
 # --- where slices lie -----------------------------------------------------------------

@@ -12,6 +12,7 @@ from releases import fingerprint
 from medimg_utils.errors import InputError
 from medimg_utils.knee import simulate
 from medimg_utils.knee.dataset import DIAGNOSES, SERIES, read_mrnet, verify
+from medimg_utils.knee.localise import read_lesions
 from medimg_utils.knee.simulate import (
     HELD_OUT,
     LAB_TESTS,
@@ -158,12 +159,13 @@ def test_lesions_are_there_exactly_where_the_labels_say(tiny):
         for name in DIAGNOSES:
             pixels = 0
             for series in SERIES:
-                folder = tiny / "lesions" / facts["split"] / series
-                with np.load(folder / f"{exam}.npz") as stored:
-                    mask = stored[name]
-                assert len(mask) == facts["series"][series]["slices"]
-                assert mask.sum() == facts["series"][series]["lesion pixels"][name]
-                pixels += int(mask.sum())
+                shape = (facts["series"][series]["slices"], 256, 256)
+                file = tiny / "lesions" / facts["split"] / series / f"{exam}.npz"
+                found = read_lesions(file, shape)
+                seen = int(found[name].sum()) if name in found else 0
+                assert (name in found) == (seen > 0)
+                assert seen == facts["series"][series]["lesion pixels"][name]
+                pixels += seen
             assert (pixels > 0) == bool(facts["labels"][name]), (exam, name)
 
 
@@ -186,7 +188,7 @@ def test_grey_values_are_spread_like_real_ones(tiny):
             for exam, row in facts.items()
         ]
         far = np.abs(np.median(found, axis=0) - wanted)
-        assert (far < (12, 20, 35, 25)).all(), (series, np.median(found, axis=0))
+        assert (far < (12, 16, 35, 25)).all(), (series, np.median(found, axis=0))
 
 
 def test_labels_are_as_frequent_and_go_together_as_in_the_release():
