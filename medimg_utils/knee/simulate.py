@@ -152,7 +152,7 @@ TINY = Simulation(
 HELD_OUT = "knee3"
 _SEEN = tuple(anatomy for anatomy in ANATOMIES if anatomy != HELD_OUT)
 #: What the lab networks learn from; a fold of it chooses the epoch.
-LAB_TRAIN = Simulation(1200, 0, seed=100, anatomies=_SEEN, twins=True)
+LAB_TRAIN = Simulation(2000, 0, seed=100, anatomies=_SEEN, twins=True)
 #: Two tests on unseen exams: of anatomies that were trained on, and of the one that was
 #: held out.  Their exams are all in ``valid``.
 LAB_TESTS = {
