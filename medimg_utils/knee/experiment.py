@@ -178,7 +178,9 @@ class Experiment:
     rotation: float = setting(25.0, paper=25.0, why="± degrees, one draw for an exam")
     shift: float = setting(25.0, paper=25.0, why="± pixels, one draw for an exam")
     flip: float = setting(0.5, paper=0.5, why="share of the draws that are mirrored")
-    zoom: float = setting(0.0, why="a training exam is enlarged, or made smaller, by up to")
+    zoom: float = setting(
+        0.0, why="a training exam is enlarged, or made smaller, by up to"
+    )
     rendering: float = setting(
         0.0, why="strength of random grey curve, sharpness and noise"
     )
@@ -238,7 +240,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         twins=True,
         folds=10,
         combination="out_of_fold",
-        asked_again=120,
+        asked_again=200,
     ),
     "tiny": Experiment(
         size="tiny",
