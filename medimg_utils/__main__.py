@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from medimg_utils.commands import Commands
-from medimg_utils.settings import get_settings
+from medimg_utils.settings import LARGEST_SEED, get_settings
 
 app = typer.Typer(
     cls=Commands,
@@ -54,7 +54,10 @@ Size = Annotated[
     str | None, typer.Option(help="tiny, lab or paper; MEDIMG_SIZE unless given.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="MEDIMG_SEED unless given.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, max=LARGEST_SEED, help="MEDIMG_SEED unless given."),
+]
 Epochs = Annotated[
     int | None,
     typer.Option(help="Passes of each network; as many as the size has unless given."),

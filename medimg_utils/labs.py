@@ -17,6 +17,8 @@ from medimg_utils.io import differences, to_json, write_json_atomic
 from medimg_utils.release import describe_release, digest_of
 from medimg_utils.training import RunError
 
+SHIPPED = 0  # the fold whose networks travel with the package
+
 
 def check_run(run: Path, release: Path, experiment: Any) -> None:
     """Refuse a run of another simulation, or of other settings, than the present ones.

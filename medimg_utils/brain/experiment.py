@@ -1272,6 +1272,7 @@ def predict(
         write,
         out=out,
         name=lambda case: case.case_id,
+        endings=ENDINGS[:-1],
         what="cases",
         kind=ImageError,
         progress=progress,
