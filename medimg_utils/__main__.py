@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from medimg_utils.commands import Commands
+from medimg_utils.errors import InputError
 from medimg_utils.settings import LARGEST_SEED, get_settings
 
 app = typer.Typer(
@@ -423,9 +424,16 @@ def _train(
     **options: Any,
 ) -> Any:
     """Train with the settings of a size; the environment gives what is not given."""
+    import torch
+
     from medimg_utils.io import check_folder
 
     check_folder(out)  # now, not after minutes of decoding
+    count = torch.accelerator.device_count()
+    if 0 < count < options["devices"]:  # on CPUs any number of processes can train
+        raise InputError(
+            f"--devices is {options['devices']}, but this machine has {count}."
+        )
     if options["resume"] and not (out.is_dir() and any(out.iterdir())):
         _report(f"{out} holds no run to go on with: a new one begins there")
     settings = get_settings()

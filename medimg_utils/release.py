@@ -112,6 +112,7 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
     except (
         pd.errors.ParserError,
         pd.errors.EmptyDataError,
+        csv.Error,
         UnicodeDecodeError,
     ) as error:
         raise DatasetError(

@@ -94,7 +94,7 @@ def write_in_parts(
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out.parent / f".{out.name}.lock")
     with _one_at_a_time(lock, out, progress):
-        missing = needs_work(out, settings, workers)  # another may have made it meanwhile
+        missing = needs_work(out, settings, workers)  # still, or has another made it?
         if missing:
             if prepare is not None:
                 prepare()
