@@ -102,7 +102,7 @@ site: book ## Build the website and test it in a browser
 
 .PHONY: lab
 lab: $(NEEDED) ## Open the chapters in JupyterLab
-	$(BIN)/python -m pip install --quiet jupyterlab jupyterlab-myst
+	$(BIN)/python -m pip install --quiet -e '.[lab]'
 	$(BIN)/jupyter lab book
 
 .PHONY: serve
@@ -133,7 +133,7 @@ clean: ## Remove the website, keep data and notebook outputs
 
 .PHONY: distclean
 distclean: clean ## Remove everything that make made, except data
-	rm -rf .cache .venv build dist
+	rm -rf .cache .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find book/_extra/vendor -mindepth 1 ! -name paths.js -delete
 
 # --- Steps ------------------------------------------------------------------
@@ -143,7 +143,7 @@ $(INSTALLED): pyproject.toml
 		echo "Python 3.11 or newer is needed and was not found." >&2; \
 		echo "Install it, or say where it is: make PYTHON=/path/to/python ..." >&2; \
 		exit 1; fi
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,test]'
 	touch $@
 

@@ -9,18 +9,12 @@ from medimg_utils.commands import Commands
 
 Runs = Annotated[Path, typer.Option(help="Folder of the runs, one a fold.")]
 Folds = Annotated[
-    list[int] | None, typer.Option("--fold", help="Folds; the first is shipped.")
+    list[int] | None, typer.Option("--fold", help="From 1; all of them unless given.")
 ]
-OtherFolds = Annotated[list[int] | None, typer.Option("--fold", help="All but 0.")]
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__
 )
-
-
-@app.callback()
-def main() -> None:
-    """Repeat the lab run: simulate, train, measure, store the network and its numbers."""
 
 
 @app.command()
@@ -35,7 +29,7 @@ def pneumothorax(runs: Runs = Path("runs")) -> None:
 
 
 @app.command()
-def pneumothorax_folds(runs: Runs = Path("runs"), folds: OtherFolds = None) -> None:
+def pneumothorax_folds(runs: Runs = Path("runs"), folds: Folds = None) -> None:
     """The other folds of the radiographs, which join the stored result."""
     from medimg_utils.pneumothorax.lab import run_folds
 
@@ -46,11 +40,11 @@ def pneumothorax_folds(runs: Runs = Path("runs"), folds: OtherFolds = None) -> N
 
 
 @app.command()
-def knee(runs: Runs = Path("runs"), folds: Folds = None) -> None:
+def knee(runs: Runs = Path("runs")) -> None:
     """MRNet on simulated knee exams; what is done already is not done again."""
     from medimg_utils.knee.lab import run_lab
 
-    result = run_lab(runs, folds or [0])
+    result = run_lab(runs)
     for name, test in result["tests"].items():
         for diagnosis, found in test["diagnoses"].items():
             area = found["combined"]["auc"]["value"]
@@ -58,11 +52,11 @@ def knee(runs: Runs = Path("runs"), folds: Folds = None) -> None:
 
 
 @app.command()
-def brain(runs: Runs = Path("runs"), folds: Folds = None) -> None:
+def brain(runs: Runs = Path("runs")) -> None:
     """Two-step 3-D U-Net on simulated brains; what is done already is not done again."""
     from medimg_utils.brain.lab import run_lab
 
-    result = run_lab(runs, folds or [0])
+    result = run_lab(runs)
     for name, test in result["tests"].items():
         values = "  ".join(
             f"{region} {numbers['dice']['mean']:.3f}"

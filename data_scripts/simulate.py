@@ -23,11 +23,6 @@ class UseCase(StrEnum):
     BRAIN = "brain"
 
 
-@app.callback()
-def main() -> None:
-    """Simulate exams from real anatomy and write them in the layout of a real release."""
-
-
 @app.command()
 def pneumothorax(
     out: Annotated[Path, typer.Option(help="Folder to write, in the SIIM-ACR layout.")],
@@ -61,7 +56,7 @@ def pneumothorax(
         pairs=pairs,
         rates=Rates(drain=drain_rate),
     )
-    simulate_release(out, plan, workers=workers)
+    typer.echo(f"complete in {simulate_release(out, plan, workers=workers)}")
 
 
 @app.command()
@@ -80,7 +75,7 @@ def knee(
     from medimg_utils.knee.simulate import ANATOMIES, Simulation, simulate_release
 
     plan = Simulation(train, valid, seed, anatomies=tuple(anatomy or ANATOMIES))
-    simulate_release(out, plan, workers=workers)
+    typer.echo(f"complete in {simulate_release(out, plan, workers=workers)}")
 
 
 @app.command()
@@ -98,7 +93,7 @@ def brain(
     from medimg_utils.brain.simulate import Simulation, simulate_release
 
     plan = Simulation(patients, seed, spacing=spacing, images=not tables_only)
-    simulate_release(out, plan, workers=workers)
+    typer.echo(f"complete in {simulate_release(out, plan, workers=workers)}")
 
 
 @app.command()

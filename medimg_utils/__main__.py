@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from medimg_utils.commands import Commands
-from medimg_utils.settings import get_settings
+from medimg_utils.errors import InputError
+from medimg_utils.settings import LARGEST_SEED, get_settings
 
 app = typer.Typer(
     cls=Commands,
@@ -34,7 +35,13 @@ Data = Annotated[Path, typer.Option(help="Folder of the release.")]
 Run = Annotated[
     str, typer.Option(help="Folder of a run, or 'lab' for the network shipped here.")
 ]
-Fold = Annotated[int | None, typer.Option(min=0, help="Fold to hold out, from 0.")]
+Fold = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Fold to hold out, from 0; for a new run 0 unless given, else the run's own.",
+    ),
+]
 Mode = Annotated[
     str | None,
     typer.Option(
@@ -48,14 +55,25 @@ Size = Annotated[
     str | None, typer.Option(help="tiny, lab or paper; MEDIMG_SIZE unless given.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="MEDIMG_SEED unless given.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, max=LARGEST_SEED, help="MEDIMG_SEED unless given."),
+]
 Epochs = Annotated[
-    int | None, typer.Option(help="Of each network, instead of the size's own.")
+    int | None,
+    typer.Option(help="Passes of each network; as many as the size has unless given."),
 ]
 Devices = Annotated[
     int, typer.Option(min=1, help="How many train together, each on a part of a batch.")
 ]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that load images.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Processes that load images; one fewer than the cores, at most four, unless "
+        "given.",
+    ),
+]
 Cache = Annotated[Path | None, typer.Option(help="Keep prepared images here.")]
 Truth = Annotated[
     Path | None,
@@ -406,9 +424,18 @@ def _train(
     **options: Any,
 ) -> Any:
     """Train with the settings of a size; the environment gives what is not given."""
+    import torch
+
     from medimg_utils.io import check_folder
 
     check_folder(out)  # now, not after minutes of decoding
+    count = torch.accelerator.device_count()
+    if 0 < count < options["devices"]:  # on CPUs any number of processes can train
+        raise InputError(
+            f"--devices is {options['devices']}, but this machine has {count}."
+        )
+    if options["resume"] and not (out.is_dir() and any(out.iterdir())):
+        _report(f"{out} holds no run to go on with: a new one begins there")
     settings = get_settings()
     try:
         return experiment.train(

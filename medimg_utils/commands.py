@@ -19,6 +19,8 @@ class OneLine:
         """Run the command."""
         try:
             return super().invoke(ctx)  # type: ignore[misc]
+        except BrokenPipeError:
+            raise  # `| head` has seen enough; Typer ends quietly
         except SHOWN as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(1) from None

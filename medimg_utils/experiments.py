@@ -170,11 +170,16 @@ def protocol(held_out: bool) -> str:
     )
 
 
-def forget_answers(out: Path, names: Iterable[str]) -> None:
-    """Delete NAME.json of an earlier prediction into the same folder.
+def forget_answers(out: Path, names: Iterable[str], endings: Iterable[str]) -> None:
+    """Delete NAME.json of an earlier prediction into the same folder, and its pictures.
 
-    These files are written last. So wherever one lies afterwards, it is an answer of
+    The JSON files are written last. So wherever one lies afterwards, it is an answer of
     the prediction that begins now, even if an input fails or the program is stopped.
+
+    Args:
+        out: the folder.
+        names: NAMEs of the answers.
+        endings: of the pictures of an answer, after its NAME.
 
     Raises:
         InputError: one of these files is no such answer; none is deleted then.
@@ -182,13 +187,15 @@ def forget_answers(out: Path, names: Iterable[str]) -> None:
     >>> import tempfile
     >>> out = Path(tempfile.mkdtemp())
     >>> _ = (out / "a.json").write_text('{"settings": {"use_case": "knee"}}')
-    >>> forget_answers(out, ["a", "b"])
-    >>> list(out.iterdir())
-    []
+    >>> for name in ("a.png", "b.png"):
+    ...     (out / name).touch()
+    >>> forget_answers(out, ["a", "b"], [".png"])
+    >>> [path.name for path in out.iterdir()]
+    ['b.png']
     """
-    files = [out / f"{name}.json" for name in names]
-    earlier = [file for file in files if file.exists()]
-    for file in earlier:
+    files = {name: out / f"{name}.json" for name in names}
+    earlier = {name: file for name, file in files.items() if file.exists()}
+    for file in earlier.values():
         try:
             json.loads(file.read_text(encoding="utf-8"))["settings"]["use_case"]
         except (OSError, ValueError, LookupError, TypeError):
@@ -196,7 +203,9 @@ def forget_answers(out: Path, names: Iterable[str]) -> None:
                 f"{file} is in the way, and no answer of an earlier prediction. Give "
                 "another folder."
             ) from None
-    for file in earlier:
+    for name, file in earlier.items():
+        for ending in endings:
+            (out / f"{name}{ending}").unlink(missing_ok=True)
         file.unlink(missing_ok=True)
 
 
@@ -207,6 +216,7 @@ def answer_each(
     *,
     out: Path,
     name: Callable[[Item], str],
+    endings: Sequence[str],
     what: str,
     kind: type[InputError],
     progress: bool,
@@ -222,6 +232,7 @@ def answer_each(
             which is written last.
         out: the folder; earlier answers in it are forgotten first.
         name: NAME of one.
+        endings: of the pictures that `write` makes, after NAME.
         what: the items are, in the error's words, e.g. `files`.
         kind: of error.
         progress: show a bar.
@@ -234,7 +245,7 @@ def answer_each(
         kind: some cannot be used; the others have been written.
         InputError: a file that is no answer stands where one is to be written.
     """
-    forget_answers(out, (*map(name, items), *others))
+    forget_answers(out, (*map(name, items), *others), endings)
     answers, failures = [], []
     for item in tqdm(items, "predict", disable=not progress, leave=False):
         try:

@@ -31,7 +31,7 @@ import numpy as np
 import pydicom
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
-from pydicom.pixels import apply_rescale, apply_voi_lut, pixel_array
+from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 
 from medimg_utils.errors import InputError
 
@@ -191,7 +191,8 @@ def _of_dicom(path: Path, header: pydicom.Dataset) -> Image2D:
     try:
         stored = pixel_array(header)
         if stored.ndim == 3 and stored.shape[-1] in (3, 4):
-            stored = stored[..., :3] @ np.array([0.299, 0.587, 0.114])
+            grey = stored[..., :3] @ np.array([0.299, 0.587, 0.114])
+            stored = np.rint(grey).astype(stored.dtype)
         if stored.ndim != 2:
             raise ValueError(f"pixel array of shape {stored.shape}")
         pixels = _display_values(stored, header)
@@ -202,9 +203,7 @@ def _of_dicom(path: Path, header: pydicom.Dataset) -> Image2D:
         ) from error
     if photometric == "MONOCHROME1":
         pixels = 1 - pixels
-    padding = header.get("PixelPaddingValue")
-    if isinstance(padding, int):
-        pixels = np.where(stored == padding, 0, pixels)  # padding is no tissue: black
+    pixels = np.where(_padding(stored, header), 0, pixels)  # is no tissue: black
     spacing, source = _spacing(header)
     meta = {
         "format": "DICOM",
@@ -238,12 +237,14 @@ def read_header(
 def _display_values(
     stored: NDArray[Any], header: pydicom.Dataset
 ) -> NDArray[np.float64]:
-    """Stored values → [0, 1], through rescale and the first window (DICOM PS3.3 C.11).
+    """Stored values → [0, 1], through rescale or look-up table, and the first window.
+
+    See DICOM PS3.3 C.11.
 
     Without a window, 8-bit values keep their full range. Deeper images rarely fill
     theirs, so the darkest and brightest pixel (padding left out) become 0 and 1.
     """
-    values = apply_rescale(stored, header).astype(np.float64)
+    values = apply_modality_lut(stored, header).astype(np.float64)
     if "VOILUTSequence" in header:
         whole = np.rint(values).astype(np.int32)  # rescaled ones may be negative
         shown = np.asarray(apply_voi_lut(whole, header), dtype=np.float64)
@@ -253,15 +254,23 @@ def _display_values(
         center, width = (
             float(np.atleast_1d(np.asarray(v, float))[0]) for v in (centers, widths)
         )
-        if width >= 1:
-            function = str(header.get("VOILUTFunction") or "LINEAR")
+        function = str(header.get("VOILUTFunction") or "LINEAR")
+        if width >= 1 or (width > 0 and function != "LINEAR"):
             return apply_window(values, center, width, function=function)
     if stored.dtype == np.uint8 and int(header.get("BitsStored") or 8) == 8:
-        ends = apply_rescale(np.array([0, 255], np.uint8), header).astype(np.float64)
-        return _stretch(values, ends)
-    padding = header.get("PixelPaddingValue")
-    inside = values[stored != padding] if isinstance(padding, int) else values
+        ends = apply_modality_lut(np.array([0, 255], np.uint8), header)
+        return _stretch(values, ends.astype(np.float64))
+    inside = values[~_padding(stored, header)]
     return _stretch(values, inside if inside.size else values)
+
+
+def _padding(stored: NDArray[Any], header: pydicom.Dataset) -> NDArray[np.bool_]:
+    """Pixels that only fill up the rectangle: of one value, or of a range of them."""
+    first = header.get("PixelPaddingValue")
+    last = header.get("PixelPaddingRangeLimit", first)
+    if not (isinstance(first, int) and isinstance(last, int)):
+        return np.zeros(stored.shape, bool)
+    return (stored >= min(first, last)) & (stored <= max(first, last))
 
 
 def _stretch(
@@ -282,15 +291,17 @@ def apply_window(
     Args:
         values: any shape, in the unit of `center` and `width`.
         center: the value that becomes middle grey.
-        width: how many units lie between black and white; at least 1.
+        width: how many units lie between black and white; above 0, for `LINEAR` at
+            least 1.
         function: `LINEAR`, `LINEAR_EXACT` or `SIGMOID`, as in DICOM PS3.3 C.11.2.1.2.
 
     >>> apply_window([0, 49.5, 99], center=50, width=100).tolist()
     [0.0, 0.5, 1.0]
     """
     values = np.asarray(values, dtype=np.float64)
-    if not width >= 1:
-        raise InputError(f"the window width is {width}, but it must be at least 1.")
+    if not (width >= 1 or (width > 0 and function != "LINEAR")):
+        least = "at least 1" if function == "LINEAR" else "above 0"
+        raise InputError(f"the window width is {width}, but it must be {least}.")
     if function == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - center) / width))
     if function == "LINEAR_EXACT":

@@ -13,9 +13,11 @@ from typing import Any
 
 from medimg_utils import pretrained
 from medimg_utils.experiments import facts_file, read_facts, recipe
-from medimg_utils.io import to_json, write_json_atomic
+from medimg_utils.io import differences, to_json, write_json_atomic
 from medimg_utils.release import describe_release, digest_of
 from medimg_utils.training import RunError
+
+SHIPPED = 0  # the fold whose networks travel with the package
 
 
 def check_run(run: Path, release: Path, experiment: Any) -> None:
@@ -32,16 +34,14 @@ def check_run(run: Path, release: Path, experiment: Any) -> None:
             f"{run} was trained on the simulation {trained_on}, but {release} holds "
             f"{present}. Give another folder for the runs, or delete this one."
         )
-    stored = facts["experiment"]
-    changed = [
-        f"{name} was {stored[name]!r} and is now {value!r}"
-        for name, value in recipe(experiment).items()
-        if name in stored and stored[name] != value
-    ]
-    if changed:
+    stored, wanted = facts["experiment"], recipe(experiment)
+    known = [name for name in stored if name in wanted]  # a new one changed nothing
+    if changed := differences(
+        {name: stored[name] for name in known}, {name: wanted[name] for name in known}
+    ):
         raise RunError(
-            f"{run} was trained with other settings: {'; '.join(changed)}. Give another "
-            "folder for the runs, or delete this one."
+            f"{run} was trained with other settings: {changed}. Give another folder for "
+            "the runs, or delete this one."
         )
 
 

@@ -422,10 +422,23 @@ def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> Thre
 # ------------------------------------------------------------------------- segmentation
 
 
+def _mask(values: ArrayLike) -> NDArray[np.bool_]:
+    """Refuse probabilities, of which each above 0 would count as foreground."""
+    array = np.asarray(values)
+    mask = array.astype(bool)
+    if array.dtype.kind == "f" and not np.array_equal(array, mask):
+        found = array[array != mask].flat[0]
+        raise InputError(
+            f"a mask holds 0 and 1 only, but {found:g} was found. Probabilities become a "
+            "mask by a threshold, e.g. `probability >= 0.5`."
+        )
+    return mask
+
+
 def _two_masks(
     predicted: ArrayLike, truth: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    first, second = np.asarray(predicted).astype(bool), np.asarray(truth).astype(bool)
+    first, second = (_mask(one) for one in (predicted, truth))
     if first.shape != second.shape:
         raise InputError(
             f"the predicted mask {first.shape} and the true one {second.shape} differ."

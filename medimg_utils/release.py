@@ -112,6 +112,7 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
     except (
         pd.errors.ParserError,
         pd.errors.EmptyDataError,
+        csv.Error,
         UnicodeDecodeError,
     ) as error:
         raise DatasetError(
@@ -178,16 +179,26 @@ def read_truth(path: Path, key: str) -> dict[str, dict[str, str]]:
         key: name of the column that names them; left out of the rows.
 
     Raises:
-        InputError: it cannot be read, or lacks the column.
+        InputError: it cannot be read, lacks the column, was cut off, or names one twice.
     """
+    rows: dict[str, dict[str, str]] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return {row.pop(key): row for row in csv.DictReader(file)}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+            for number, row in enumerate(csv.DictReader(file), start=2):
+                if None in row or None in row.values():
+                    raise ValueError(
+                        f"line {number} has not as many cells as the first"
+                    )
+                name = row.pop(key)
+                if name in rows:
+                    raise ValueError(f"line {number} names {name} again")
+                rows[name] = row
+    except (OSError, ValueError, csv.Error, KeyError) as error:
         raise InputError(
             f"{path} is no truth file with a column {key} ({error}). Give the "
             "simulation-truth.csv of the same simulation, or leave --truth away."
         ) from error
+    return rows
 
 
 def check_listed(names: Sequence[str], rows: Mapping[str, Any], what: str) -> None:

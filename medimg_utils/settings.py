@@ -18,6 +18,7 @@ from medimg_utils.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+LARGEST_SEED = 2**32 - 1  # of NumPy
 SIZES = ("tiny", "lab", "paper")
 
 
@@ -78,9 +79,10 @@ def get_settings() -> Settings:
             "one of these."
         )
     text = os.environ.get("MEDIMG_SEED") or "0"
-    if not text.strip().isdecimal():
+    if not text.strip().isdecimal() or int(text) > LARGEST_SEED:
         raise InputError(
-            f"MEDIMG_SEED is {text!r}, but a whole number of 0 or more is needed."
+            f"MEDIMG_SEED is {text!r}, but a whole number from 0 to {LARGEST_SEED} is "
+            "needed."
         )
     return Settings(
         size=size,

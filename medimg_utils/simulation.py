@@ -16,14 +16,17 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from medimg_utils.errors import InputError
@@ -84,12 +87,50 @@ def write_in_parts(
 
     Raises:
         InputError: ``out`` holds something else, a release with other settings, or
-            damaged notes.
+            damaged notes; or a worker was killed.
     """
     if not needs_work(out, settings, workers):
         return False
-    if prepare is not None:
-        prepare()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.parent / f".{out.name}.lock")
+    with _one_at_a_time(lock, out, progress):
+        missing = needs_work(out, settings, workers)  # still, or has another made it?
+        if missing:
+            if prepare is not None:
+                prepare()
+            _write(out, settings, parts, work, finish, workers, progress, title, unit)
+    # now complete: who waits for this file, or makes it anew, will not write
+    Path(lock.lock_file).unlink(missing_ok=True)
+    return missing
+
+
+@contextmanager
+def _one_at_a_time(lock: FileLock, out: Path, progress: bool) -> Iterator[None]:
+    """Hold the lock of a release, after the process that is making it."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if progress:
+            tqdm.write(f"another process is making {out}: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(
+    out: Path,
+    settings: Mapping[str, Any],
+    parts: Sequence[Part],
+    work: Callable[..., Any],
+    finish: Callable[[list[Any]], None],
+    workers: int | None,
+    progress: bool,
+    title: str,
+    unit: str,
+) -> None:
+    """See :func:`write_in_parts`."""
     started, records = out / "unfinished.json", out / "unfinished"
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(started, settings)
@@ -116,7 +157,7 @@ def write_in_parts(
                 torch.set_num_threads(threads)
                 torch.set_flush_denormal(False)
         else:
-            with open_pool(count, work) as pool:
+            with _whole_pool(), open_pool(count, work) as pool:
                 futures = {
                     pool.submit(_do, work, part, files[part.name]): part
                     for part in missing
@@ -133,7 +174,6 @@ def write_in_parts(
     finish([_read(file, file) for file in files.values()])
     write_json_atomic(out / "simulation.json", settings)
     _tidy_up(out)
-    return True
 
 
 def open_pool(count: int, work: Callable[..., Any]) -> ProcessPoolExecutor:
@@ -154,6 +194,18 @@ def open_pool(count: int, work: Callable[..., Any]) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, context, _start_worker, (dict(os.environ),))
 
 
+@contextmanager
+def _whole_pool() -> Iterator[None]:
+    """Say in words that a process of a pool was killed."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process was ended from outside, mostly for lack of memory. The same call "
+            "goes on where this one stopped; with fewer workers it needs less memory."
+        ) from error
+
+
 def call_in_processes(
     work: Callable[..., object], jobs: Sequence[tuple[Any, ...]], workers: int | None
 ) -> None:
@@ -165,6 +217,7 @@ def call_in_processes(
         workers: processes at most, one a CPU core where None; 1 calls it here.
 
     Raises:
+        InputError: a worker was killed.
         Exception: what a call raises.
     """
     count = min(workers or count_cores(), len(jobs))
@@ -172,7 +225,7 @@ def call_in_processes(
         for job in jobs:
             work(*job)
         return
-    with open_pool(count, work) as pool:
+    with _whole_pool(), open_pool(count, work) as pool:
         for future in [pool.submit(work, *job) for job in jobs]:
             future.result()
 

@@ -9,6 +9,7 @@ cache that the website is built from.
 """
 
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -88,6 +89,8 @@ def _complete(notebook: nbformat.NotebookNode) -> bool:
 
 if __name__ == "__main__":
     if sys.argv[1] == "copy":
-        print(*copy(), sep="\n")
+        print(
+            *(os.path.relpath(one) for one in copy()), sep="\n"
+        )  # for make: no spaces
     else:
         keep()

@@ -970,10 +970,10 @@ def evaluate(
         check_file(out)
     known = read_truth(Path(truth), "BraTS18ID") if truth is not None else None
     loaded = load_run(run)
+    segmenter = Segmenter(loaded.networks, mode or loaded.mode)
     cases, held_out = unseen_cases(loaded, data, fold)
     if known is not None:  # before hours of work
         check_listed([case.case_id for case in cases], known, "cases")
-    segmenter = Segmenter(loaded.networks, mode or loaded.mode)
     alone = Segmenter(replace(loaded.networks, parts=1.0), segmenter.mode)
     rows, from_truth, from_prediction = [], [], []
     for case in tqdm(cases, "evaluate", disable=not progress, leave=False):
@@ -1272,6 +1272,7 @@ def predict(
         write,
         out=out,
         name=lambda case: case.case_id,
+        endings=ENDINGS[:-1],
         what="cases",
         kind=ImageError,
         progress=progress,

@@ -32,7 +32,7 @@ from medimg_utils.brain.inference import MODES
 from medimg_utils.brain.simulate import ensure_release
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe, facts_file, read_facts
-from medimg_utils.labs import once, rounded, trained_folds
+from medimg_utils.labs import SHIPPED, once, rounded, trained_folds
 from medimg_utils.release import describe_release, digest_of, read_truth
 from medimg_utils.training import (
     BEST,
@@ -51,22 +51,19 @@ COMPARED = 40  # patients with the reference too: a minute or two of a core for 
 
 def run_lab(
     runs: Path,
-    folds: Sequence[int] = (0,),
     experiment: str | Experiment = "lab",
     *,
     compared: int = COMPARED,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train the lab size on the given folds, measure, and store networks and numbers.
+    """Train the networks that are shipped, measure them, and store both.
 
-    The networks of the first fold are shipped.  They are measured on a release of new
-    patients, in the mode that yet other patients chose.  On some of these patients the
-    quick modes are compared with each other, and on a few with the slow reference.
-    The other folds add their own held-out patients.
+    They are measured on a release of new patients, in the mode that yet other patients
+    chose.  On some of these patients the quick modes are compared with each other, and
+    on a few with the slow reference.
 
     Args:
-        runs: folder that holds (or will hold) one run a fold.
-        folds: of the cross-validation; the first one's networks are shipped.
+        runs: folder that holds (or will hold) the run.
         experiment: other settings than those of the size.
         compared: new patients for whom the reference is computed.
         progress: show bars.
@@ -83,7 +80,7 @@ def run_lab(
     def learn(run: Path, fold: int) -> None:
         train(release, run, chosen, fold=fold, resume=True, progress=progress)
 
-    (_, shipped), *_ = trained_folds(NAME, release, runs, folds, chosen, learn)
+    ((_, shipped),) = trained_folds(NAME, release, runs, [SHIPPED], chosen, learn)
     about = facts_file(shipped)
     choice = ensure_release("lab-choice", progress=progress)
     chosen_on = read_facts(shipped)["chosen_on"]
@@ -112,11 +109,6 @@ def run_lab(
             progress=progress,
         ),
     )
-    others = {}
-    for fold in folds[1:]:
-        run = runs / f"{NAME}-fold{fold}"
-        values = _evaluate_once(run / "held-out.json", release, run, progress)
-        others[str(fold)] = {key: values[key] for key in ("n", "regions")}
     facts = read_facts(shipped)
     training = _training(shipped, facts)
     result = {
@@ -134,7 +126,6 @@ def run_lab(
         },
         "settings": describe(from_json(facts["experiment"])),
         "training": training,
-        "folds": others,
         "tests": {UNSEEN: unseen},
         "inference": {
             "data": describe_release(other),

@@ -24,6 +24,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ from medimg_utils.io import (
 from medimg_utils.knee import localise, rehearsal
 from medimg_utils.knee.dataset import (
     DIAGNOSES,
+    SERIES,
     Exam,
     Exams,
     VolumeError,
@@ -1145,7 +1147,7 @@ def predict(
         maps: dict[str, dict[str, str]] = {}
         for series, found in prediction.answers.items():
             for diagnosis in found:
-                name = f"{exam.exam_id}.{series}.{diagnosis}.nii.gz"
+                name = f"{exam.exam_id}{_ending(series, diagnosis)}"
                 heat = activation_map(loaded, prediction, series, diagnosis)
                 _write_map(out / name, heat)
                 maps.setdefault(series, {})[diagnosis] = name
@@ -1170,11 +1172,17 @@ def predict(
         write,
         out=out,
         name=lambda exam: exam.exam_id,
+        endings=[_ending(*both) for both in product(SERIES, DIAGNOSES)],
         what="exams",
         kind=VolumeError,
         progress=progress,
         others=listed_exams(data, split),
     )
+
+
+def _ending(series: str, diagnosis: str) -> str:
+    """Of the name of an activation map."""
+    return f".{series}.{diagnosis}.nii.gz"
 
 
 def _write_map(path: Path, heat: NDArray[np.float32]) -> None:

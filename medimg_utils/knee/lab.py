@@ -8,7 +8,6 @@ called anew.  What was done with other data or other networks is noticed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,22 @@ from medimg_utils.io import to_json
 from medimg_utils.knee.dataset import DIAGNOSES
 from medimg_utils.knee.experiment import evaluate, from_json, get_experiment, train
 from medimg_utils.knee.simulate import HELD_OUT, LAB_TESTS, ensure_release
-from medimg_utils.labs import once, rounded, subject, trained_folds
+from medimg_utils.labs import SHIPPED, once, rounded, subject, trained_folds
 from medimg_utils.training import BEST, read_log, trained_on
 
 NAME = "knee-lab"
 HEADLINE = "unseen-patients"
 
 
-def run_lab(
-    runs: Path, folds: Sequence[int] = (0,), *, progress: bool = True
-) -> dict[str, Any]:
-    """Train the lab size on the given folds, measure, and store networks and numbers.
+def run_lab(runs: Path, *, progress: bool = True) -> dict[str, Any]:
+    """Train the networks that are shipped, measure them, and store both.
 
-    The networks of the first fold are shipped.  As they are shipped, in half precision,
-    they are measured on new exams of the anatomies that they were trained on, and on
-    exams of the anatomy that no lab network has seen.  The other folds add the AUC on
-    their own held-out exams.
+    As they are shipped, in half precision, they are measured on new exams of the
+    anatomies that they were trained on, and on exams of the anatomy that no lab network
+    has seen.
 
     Args:
-        runs: folder that holds (or will hold) one run a fold.
-        folds: of the training exams; the first one's networks are shipped.
+        runs: folder that holds (or will hold) the run.
         progress: show bars.
 
     Returns:
@@ -51,10 +46,10 @@ def run_lab(
     def learn(run: Path, fold: int) -> None:
         train(release, run, "lab", fold=fold, resume=True, progress=progress)
 
-    trained = trained_folds(NAME, release, runs, folds, get_experiment("lab"), learn)
-    facts = {str(fold): read_facts(run) for fold, run in trained}
-    shipped = runs / f"{NAME}-fold{folds[0]}"
-    first = facts[str(folds[0])]
+    ((_, shipped),) = trained_folds(
+        NAME, release, runs, [SHIPPED], get_experiment("lab"), learn
+    )
+    facts = read_facts(shipped)
     pretrained.store(
         NAME, {None: shipped / BEST}, facts_file(shipped), leave_out=["held_out"]
     )
@@ -62,15 +57,15 @@ def run_lab(
     for name in LAB_TESTS:
         other = ensure_release(f"lab-{name}", progress=progress)
         tests[name] = _evaluate_once(shipped / f"{name}.json", other, progress)
-    minutes = sum(part["minutes"] for part in first["parts"])
-    logs = {part["name"]: read_log(shipped / part["name"]) for part in first["parts"]}
+    minutes = sum(part["minutes"] for part in facts["parts"])
+    logs = {part["name"]: read_log(shipped / part["name"]) for part in facts["parts"]}
     unseen = tests[HEADLINE]
     result = {
         "headline": {
             "hardware": trained_on(
                 [
                     row
-                    for part in first["parts"]
+                    for part in facts["parts"]
                     for row in (*part["rehearsed"], *logs[part["name"]])
                 ]
             ),
@@ -85,7 +80,7 @@ def run_lab(
             "on": f"{unseen['n']['exams']} simulated exams of unseen patients",
         },
         "held_out_anatomy": HELD_OUT,
-        "settings": describe(from_json(first["experiment"])),
+        "settings": describe(from_json(facts["experiment"])),
         "training": {
             "networks": {
                 part["name"]: {
@@ -95,13 +90,12 @@ def run_lab(
                     "weights": part["weights"],
                     "minutes": part["minutes"],
                 }
-                for part in first["parts"]
+                for part in facts["parts"]
             },
             "minutes": minutes,
-            "auc": first["auc"],
-            "about": first["about"],
+            "auc": facts["auc"],
+            "about": facts["about"],
         },
-        "folds": {fold: one["auc"]["validation"] for fold, one in facts.items()},
         "tests": tests,
         "about": {
             **unseen["about"],

@@ -787,6 +787,7 @@ def predict(
         write,
         out=out,
         name=bare_name,
+        endings=ENDINGS[:-1],
         what="files",
         kind=ImageError,
         progress=progress,

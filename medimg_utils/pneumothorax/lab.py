@@ -15,7 +15,7 @@ from typing import Any
 from medimg_utils import pretrained, results
 from medimg_utils.errors import InputError
 from medimg_utils.experiments import describe, facts_file, read_facts, recipe
-from medimg_utils.labs import once, subject, trained_folds
+from medimg_utils.labs import SHIPPED, once, subject, trained_folds
 from medimg_utils.pneumothorax.experiment import (
     evaluate,
     from_json,
@@ -31,10 +31,10 @@ from medimg_utils.pneumothorax.simulate import (
     patients_of,
 )
 from medimg_utils.release import describe_release, read_truth
+from medimg_utils.splits import check_fold
 from medimg_utils.training import BEST, RunError, minutes_of, read_log, trained_on
 
 NAME = "pneumothorax-lab"
-SHIPPED = 0  # the fold whose network travels with the package
 
 
 def run_lab(runs: Path, *, progress: bool = True) -> dict[str, Any]:
@@ -117,12 +117,14 @@ def run_folds(
     Raises:
         RunError: ``runs`` holds a run that was trained on other data, or the network
             that is shipped was.
-        InputError: the shipped fold is among them.
+        InputError: the shipped fold is among them, or one that there is not.
     """
     if SHIPPED in folds:
         raise InputError(
             f"fold {SHIPPED} belongs to the network that is shipped; run_lab makes it."
         )
+    for fold in folds:
+        check_fold(fold, get_experiment("lab").folds)
     release = ensure_release("lab", progress=progress)
     if not _stored_folds(release):
         raise RunError(

@@ -39,9 +39,13 @@ def find(name: str, part: str | None = None) -> Path:
     """
     path = FOLDER / ".".join(filter(None, [name, part, "safetensors"]))
     if name in names() and not path.is_file():
-        parts = sorted(one.stem for one in FOLDER.glob(f"{name}*.safetensors"))
+        parts = sorted(
+            one.name.removeprefix(f"{name}.").removesuffix(".safetensors")
+            for one in FOLDER.glob(f"{name}.*.safetensors")
+        )
         raise InputError(
-            f"the network {name!r} has no part {part!r}; there are: {', '.join(parts)}."
+            f"the network {name!r} has no part {part!r}; there are: "
+            f"{', '.join(parts) or 'none'}."
         )
     if name not in names():
         raise InputError(
@@ -107,15 +111,20 @@ def store(
         leave_out: keys of that file that nobody needs who only predicts.
 
     Raises:
-        OverflowError: a weight does not fit into float16.
+        RunError: a weight does not fit into float16; nothing has been written then.
     """
+    ready = {}
     for part, path in weights.items():
         tensors, stored = load_tensors(path)
         small = {key: value.to(torch.float16) for key, value in tensors.items()}
         for key, value in small.items():
             if not bool(torch.isfinite(value).all()):
-                raise OverflowError(f"{key} does not fit into float16")
+                raise RunError(
+                    f"{path}: {key} does not fit into float16, so it cannot ship"
+                )
         target = FOLDER / ".".join(filter(None, [name, part, "safetensors"]))
+        ready[target] = small, stored
+    for target, (small, stored) in ready.items():
         save_tensors(target, small, stored)
     facts = json.loads(about.read_text(encoding="utf-8"))
     kept = {key: value for key, value in facts.items() if key not in set(leave_out)}

@@ -51,6 +51,25 @@ def test_8_bit_dicom_keeps_its_full_range(tmp_path, write_dicom):
     assert image.spacing_mm == (0.2, 0.1)
 
 
+def test_8_bit_colours_keep_their_full_range(tmp_path, write_dicom):
+    colours = np.stack([RAMP // 2] * 3, axis=-1)
+    path = write_dicom(tmp_path / "a.dcm", RAMP, photometric="RGB")
+    header = pydicom.dcmread(path)
+    header.SamplesPerPixel, header.PlanarConfiguration = 3, 0
+    header.PixelData = colours.tobytes()
+    header.save_as(path)
+    np.testing.assert_allclose(read_image(path).pixels, (RAMP // 2) / 255, atol=1e-6)
+
+
+def test_a_table_in_place_of_the_rescale_is_followed(tmp_path, write_dicom):
+    table = pydicom.Dataset()
+    table.add_new("LUTDescriptor", "US", [256, 0, 16])
+    table.add_new("LUTData", "US", [257 * (255 - value) for value in range(256)])
+    table.ModalityLUTType = "US"
+    path = write_dicom(tmp_path / "a.dcm", RAMP, ModalityLUTSequence=[table])
+    np.testing.assert_allclose(read_image(path).pixels, 1 - RAMP / 255, atol=1e-6)
+
+
 def test_jpeg_dicom_is_close_to_its_source(tmp_path, write_dicom):
     rows, columns = np.mgrid[:64, :48]
     smooth = (128 + 60 * np.sin(rows / 9) * np.cos(columns / 7)).astype(np.uint8)
@@ -104,6 +123,11 @@ def test_padding_is_black_and_does_not_stretch_the_range(tmp_path, write_dicom):
     image = read_image(write_dicom(tmp_path / "a.dcm", deep, PixelPaddingValue=65535))
     assert (image.pixels[:, 0] == 0).all()
     assert image.pixels[:, 1:].max() == 1
+    deep[:, 1] = 65530
+    ends = {"PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 65530}
+    image = read_image(write_dicom(tmp_path / "b.dcm", deep, **ends))
+    assert (image.pixels[:, :2] == 0).all()
+    assert image.pixels[:, 2:].max() == 1
 
 
 def test_names_and_birth_dates_stay_in_the_file(tmp_path, write_dicom):
@@ -265,17 +289,21 @@ def test_linear_window_of_the_standard():
         apply_window([0], 0, 0)
 
 
-@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-def test_windows_are_those_of_pydicom(function):
+@pytest.mark.parametrize(
+    ("function", "width"),
+    [("LINEAR", 401), ("LINEAR_EXACT", 401), ("SIGMOID", 401), ("LINEAR_EXACT", 0.5)],
+)
+def test_windows_are_those_of_pydicom(function, width):
     values = np.arange(4096, dtype=np.uint16)
     header = pydicom.Dataset()
     header.PhotometricInterpretation, header.BitsStored = "MONOCHROME2", 12
     header.PixelRepresentation = 0
-    header.WindowCenter, header.WindowWidth = 1040, 401
+    header.WindowCenter, header.WindowWidth = 1040, width
     header.VOILUTFunction = function
     theirs = apply_windowing(values, header) / 4095
-    ours = apply_window(values, 1040, 401, function=function)
+    ours = apply_window(values, 1040, width, function=function)
     np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    np.testing.assert_allclose(_display_values(values, header), theirs, atol=1e-12)
 
 
 @pytest.mark.parametrize(("first", "entries"), [(0, 3072), (-1024, 4096)])

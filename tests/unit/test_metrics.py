@@ -216,6 +216,15 @@ def test_hausdorff95_of_all_pairs_of_points():
     assert metrics.hausdorff95(first, second, (0.5, 2.0)) == pytest.approx(expected)
 
 
+def test_probabilities_are_no_mask():
+    truth = np.eye(3)
+    assert metrics.dice(np.float32([[1, 0], [0, 1]]), np.eye(2)) == 1
+    for wrong in (0.9 * truth, np.where(truth > 0, np.nan, 0)):
+        for measure in (metrics.dice, metrics.hausdorff95):
+            with pytest.raises(InputError, match="by a threshold"):
+                measure(wrong, truth)
+
+
 def test_hausdorff95_of_empty_masks():
     empty, full = np.zeros((4, 4)), np.ones((4, 4))
     assert metrics.hausdorff95(empty, empty) == 0

@@ -2,6 +2,7 @@
 
 import pytest
 
+from medimg_utils.errors import InputError
 from medimg_utils.release import DatasetError, describe_release, read_table, read_truth
 
 
@@ -36,6 +37,20 @@ def test_a_real_release_below_a_simulated_one_is_real(tmp_path):
         described = describe_release(tmp_path / name)
         assert described["simulated"] is simulated, name
     assert describe_release(tmp_path)["simulated"] is True
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [("a,left\nb,", None), ("a,left\nb", "line 3 has not"), ("a,x\na,y", "a again")],
+)
+def test_a_truth_file_that_was_cut_off_is_refused(tmp_path, rows, what):
+    file = tmp_path / "truth.csv"
+    file.write_text(f"ImageId,side\n{rows}")
+    if what is None:
+        assert read_truth(file, "ImageId")["b"] == {"side": ""}
+        return
+    with pytest.raises(InputError, match=what):
+        read_truth(file, "ImageId")
 
 
 def test_a_truth_file_may_begin_with_a_mark(tmp_path):

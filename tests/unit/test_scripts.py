@@ -108,6 +108,27 @@ def test_training_that_is_interrupted_says_how_to_go_on(
     assert "--resume goes on with run" in done.output
 
 
+def test_more_devices_than_there_are_is_one_line(shell, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    words = "--data", tmp_path, "--out", tmp_path / "run", "--devices", 2
+    assert says(shell("medimg_utils", "train", "knee", *words), "this machine has 1")
+
+
+def test_resuming_where_no_run_is_says_so(shell, tmp_path, monkeypatch):
+    from medimg_utils.knee import experiment
+
+    monkeypatch.setattr(experiment, "train", lambda *arguments, **options: {})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped/settings.json").write_text("{}")
+    words = "train", "knee", "--data", tmp_path, "--resume", "--out"
+    assert "holds no run" not in shell("medimg_utils", *words, "stopped").output
+    assert (
+        "stoped holds no run to go on with"
+        in shell("medimg_utils", *words, "stoped").output
+    )
+
+
 def test_no_network_is_said_in_one_line(shell, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDIMG_DATA", str(tmp_path))
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):

@@ -28,7 +28,8 @@ def test_the_environment_decides(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("MEDIMG_SIZE", "huge"), ("MEDIMG_SEED", "-1")]
+    ("name", "value"),
+    [("MEDIMG_SIZE", "huge"), ("MEDIMG_SEED", "-1"), ("MEDIMG_SEED", "4294967296")],
 )
 def test_unknown_values_are_refused_by_name(monkeypatch, name, value):
     monkeypatch.setenv(name, value)

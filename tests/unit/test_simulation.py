@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,7 @@ if __name__ == "__main__":
             parent.send_signal(signal.SIGKILL)
     workers = [int(file.read_text()) for file in out.glob("*.pid")]
     assert parent.pid not in workers
-    assert wait_for(lambda: not any(map(is_alive, workers)), 10)
+    assert wait_for(lambda: not any(map(is_alive, workers)), 60)
 
 
 def test_workers_see_the_environment_of_their_call(tmp_path, monkeypatch):
@@ -150,6 +151,34 @@ def test_workers_see_the_environment_of_their_call(tmp_path, monkeypatch):
         monkeypatch.setenv("MEDIMG_DATA", folder)
         with open_pool(1, os.getenv) as pool:
             assert pool.submit(os.getenv, "MEDIMG_DATA").result() == folder
+
+
+def test_who_comes_second_waits_and_finds_the_release(tmp_path):
+    """Two notebooks of a class begin at once, and want the same release."""
+    out, calls = tmp_path / "release", []
+
+    def slowly():
+        calls.append(1)
+        time.sleep(0.5)
+
+    def make_it():
+        return make(out, prepare=slowly)
+
+    with ThreadPoolExecutor(2) as pool:
+        made = [one.result() for one in [pool.submit(make_it) for _ in range(2)]]
+    assert sorted(made) == [False, True]
+    assert len(calls) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+    assert not (out / "unfinished").exists()
+
+
+def end_here():
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_is_told_in_words():
+    with pytest.raises(InputError, match="ended from outside"):
+        call_in_processes(end_here, [(), ()], 2)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

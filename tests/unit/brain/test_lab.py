@@ -191,16 +191,16 @@ def test_coefficients_are_recovered_where_they_are_true(tmp_path):
 
 def test_the_command_tells_the_scores(shell, stored, monkeypatch, tmp_path):
     _, result = stored
-    monkeypatch.setattr(lab, "run_lab", lambda runs, folds: result)
+    monkeypatch.setattr(lab, "run_lab", lambda runs: result)
     done = shell("lab", "brain", "--runs", tmp_path)
     assert done.exit_code == 0, done.output
     assert "unseen-patients" in done.output
     assert "times as fast" in done.output
 
-    def fail(runs, folds):
-        raise InputError("no such fold")
+    def fail(runs):
+        raise InputError("no such folder")
 
     monkeypatch.setattr(lab, "run_lab", fail)
     done = shell("lab", "brain")
     assert done.exit_code == 1
-    assert "error: no such fold" in done.output
+    assert "error: no such folder" in done.output

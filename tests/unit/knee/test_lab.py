@@ -52,11 +52,10 @@ def toy(write_mrnet, tmp_path, monkeypatch):
 
 def test_one_call_trains_measures_and_stores(toy, monkeypatch):
     root, calls, mrnet = toy
-    answer = lab.run_lab(root / "runs", [0, 1], progress=False)
+    answer = lab.run_lab(root / "runs", progress=False)
     assert calls == ["lab", *(f"lab-{name}" for name in lab.LAB_TESTS)]
     stored = json.loads((root / "results" / "knee-lab.json").read_text())
     assert set(stored["tests"]) == set(lab.LAB_TESTS)
-    assert set(stored["folds"]) == {"0", "1"}
     assert set(stored["training"]["networks"]) == set(SERIES)
     for name in DIAGNOSES:
         value, low, high = stored["headline"]["measures"][f"AUC {name}"]
@@ -71,7 +70,7 @@ def test_one_call_trains_measures_and_stores(toy, monkeypatch):
     assert stored["about"]["n"] == {"unseen-patients": 24, "unseen-anatomy": 10}
     assert answer["held_out_anatomy"] == stored["held_out_anatomy"]
 
-    # the networks that travel are those of the first fold, at half precision
+    # the networks that travel are those of the run, at half precision
     assert pretrained.names() == ["knee-lab"]
     shipped, trained = load_run("lab"), load_run(root / "runs" / "knee-lab-fold0")
     for part, network in trained.networks.items():
@@ -86,7 +85,7 @@ def test_one_call_trains_measures_and_stores(toy, monkeypatch):
     before = (root / "results" / "knee-lab.json").read_bytes()
     monkeypatch.setattr(lab, "train", None)
     monkeypatch.setattr(lab, "evaluate", None)
-    lab.run_lab(root / "runs", [0, 1], progress=False)
+    lab.run_lab(root / "runs", progress=False)
     assert (root / "results" / "knee-lab.json").read_bytes() == before
 
     # an answer about older exams is measured anew, older training is refused
@@ -99,7 +98,7 @@ def test_one_call_trains_measures_and_stores(toy, monkeypatch):
     monkeypatch.setattr(lab, "evaluate", evaluate)
     held = root / "held" / "MRNet-v1.0"
     write_plan(held, version=3)
-    lab.run_lab(root / "runs", [0, 1], progress=False)
+    lab.run_lab(root / "runs", progress=False)
     assert asked == [held]
 
     # so is one about networks that are used otherwise; the rehearsal counts as training
@@ -109,10 +108,10 @@ def test_one_call_trains_measures_and_stores(toy, monkeypatch):
     changed["parts"][0]["rehearsed"] = [{"hardware": "a GPU"}]
     facts.write_text(json.dumps(changed))
     asked.clear()
-    answer = lab.run_lab(root / "runs", [0, 1], progress=False)
+    answer = lab.run_lab(root / "runs", progress=False)
     assert asked == [mrnet, held]
     assert answer["headline"]["hardware"].startswith("a GPU, then ")
 
     write_plan(mrnet, version=3)
     with pytest.raises(RunError, match="trained on the simulation"):
-        lab.run_lab(root / "runs", [0, 1], progress=False)
+        lab.run_lab(root / "runs", progress=False)

@@ -259,6 +259,13 @@ def test_the_files_of_a_prediction(run, release, tmp_path, write_dicom):
             word in path.read_bytes()
             for word in (b"SECRET", b"Doe", b"Jane", b"19600102")
         )
+    png.write_bytes(png.read_bytes()[:100])
+    with pytest.raises(ImageError, match="1 of 2 files could not be used"):
+        predict(run, [dicom, png], out, progress=False)
+    assert not list(
+        out.glob("plain*")
+    )  # nobody takes an old picture for the new answer
+    assert len(list(out.glob("a.b*"))) == 3
 
 
 def test_wrong_names_stop_before_anything_is_written(run, release, tmp_path):

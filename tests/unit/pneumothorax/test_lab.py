@@ -248,7 +248,7 @@ def test_a_run_of_other_settings_is_refused(lab_run, monkeypatch):
     run()
     now = EXPERIMENTS["lab"]
     monkeypatch.setitem(EXPERIMENTS, "lab", replace(now, weight_decay=0.5))
-    with pytest.raises(RunError, match=r"weight_decay was 0\.01 and is now 0\.5"):
+    with pytest.raises(RunError, match=r"weight_decay is 0\.01 and not 0\.5"):
         run()
     monkeypatch.setitem(EXPERIMENTS, "lab", replace(now, mirror=not now.mirror))
     assert run()[1] == {}  # the weights do not depend on how they are asked
