@@ -217,7 +217,7 @@ class Experiment:
 EXPERIMENTS: dict[str, Experiment] = {
     "paper": Experiment(),
     # With the three series side by side, a pass over 1800 exams takes 2 CPU cores some
-    # 4.5 minutes of the rehearsal.
+    # 5 minutes of the rehearsal.
     "lab": Experiment(
         size="lab",
         crop=160,

@@ -121,13 +121,12 @@ def _evaluate_once(file: Path, release: Path, progress: bool) -> dict[str, Any]:
     )
     truth = json.loads(known.read_text(encoding="utf-8"))
     del answer["experiment"]  # stored once, as settings
-    way = answer["combination"]
     answer["cases"] = [
         {
             "exam_id": case["exam_id"],
             "labels": case["labels"],
             "series": case["series"],
-            "combined": {way: case["combined"][way]},
+            "combined": case["combined"],
             "findings": [
                 {key: finding[key] for key in ("diagnosis", "kind", "grade", "where")}
                 for finding in truth[case["exam_id"]]["findings"]

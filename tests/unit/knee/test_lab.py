@@ -65,7 +65,7 @@ def test_one_call_trains_measures_and_stores(toy, monkeypatch):
         assert len(test["cases"]) == test["n"]["exams"]
         row = test["cases"][0]
         assert set(row["series"]) == set(SERIES)
-        assert set(row["combined"]) == {"out_of_fold"}
+        assert set(row["combined"]) == {"out_of_fold", "training"}
         assert {f["diagnosis"] for f in row["findings"]} <= set(DIAGNOSES)
     assert stored["about"]["n"] == {"unseen-patients": 24, "unseen-anatomy": 10}
     assert answer["held_out_anatomy"] == stored["held_out_anatomy"]
