@@ -102,7 +102,7 @@ site: book ## Build the website and test it in a browser
 
 .PHONY: lab
 lab: $(NEEDED) ## Open the chapters in JupyterLab
-	$(BIN)/python -m pip install --quiet -e '.[lab]'
+	test -x $(BIN)/jupyter-lab || $(BIN)/python -m pip install --quiet -e '.[lab]'
 	$(BIN)/jupyter lab book
 
 .PHONY: serve

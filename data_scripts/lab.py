@@ -7,7 +7,7 @@ import typer
 
 from medimg_utils.commands import Commands
 
-Runs = Annotated[Path, typer.Option(help="Folder of the runs, one a fold.")]
+Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 Folds = Annotated[
     list[int] | None, typer.Option("--fold", help="From 1; all of them unless given.")
 ]

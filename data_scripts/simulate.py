@@ -102,12 +102,14 @@ def tiny(
 ) -> None:
     """What tests and notebooks use, made anew: MEDIMG_DATA/<use case>-tiny."""
     from medimg_utils.settings import get_settings
-    from medimg_utils.simulation import remove_older
+    from medimg_utils.simulation import one_at_a_time, remove_older
 
     module = import_module(f"medimg_utils.{use_case}.simulate")
     plan, data = asdict(module.RELEASES["tiny"]), get_settings().data
-    remove_older(data / f"{use_case}-tiny", plan, module.FILES, present_too=True)
-    typer.echo(f"complete in {module.ensure_release('tiny')}")
+    out = data / f"{use_case}-tiny"
+    with one_at_a_time(out):
+        remove_older(out, plan, module.FILES, present_too=True)
+        typer.echo(f"complete in {module.ensure_release('tiny')}")
 
 
 if __name__ == "__main__":

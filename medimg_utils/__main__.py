@@ -432,7 +432,7 @@ def _train(
     count = torch.accelerator.device_count()
     if 0 < count < options["devices"]:  # on CPUs any number of processes can train
         raise InputError(
-            f"--devices is {options['devices']}, but this machine has {count}."
+            f"--devices is {options['devices']}, but this machine has {count} to train on."
         )
     if options["resume"] and not (out.is_dir() and any(out.iterdir())):
         _report(f"{out} holds no run to go on with: a new one begins there")

@@ -35,6 +35,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 
 from medimg_utils.errors import InputError
 
+NARROW = ("LINEAR_EXACT", "SIGMOID")  # functions of windows that may be narrower than 1
 IMAGE_ENDINGS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 
 
@@ -255,7 +256,7 @@ def _display_values(
             float(np.atleast_1d(np.asarray(v, float))[0]) for v in (centers, widths)
         )
         function = str(header.get("VOILUTFunction") or "LINEAR")
-        if width >= 1 or (width > 0 and function != "LINEAR"):
+        if width >= 1 or (width > 0 and function in NARROW):
             return apply_window(values, center, width, function=function)
     if stored.dtype == np.uint8 and int(header.get("BitsStored") or 8) == 8:
         ends = apply_modality_lut(np.array([0, 255], np.uint8), header)
@@ -267,7 +268,8 @@ def _display_values(
 def _padding(stored: NDArray[Any], header: pydicom.Dataset) -> NDArray[np.bool_]:
     """Pixels that only fill up the rectangle: of one value, or of a range of them."""
     first = header.get("PixelPaddingValue")
-    last = header.get("PixelPaddingRangeLimit", first)
+    last = header.get("PixelPaddingRangeLimit")
+    last = first if last is None else last
     if not (isinstance(first, int) and isinstance(last, int)):
         return np.zeros(stored.shape, bool)
     return (stored >= min(first, last)) & (stored <= max(first, last))
@@ -299,8 +301,8 @@ def apply_window(
     [0.0, 0.5, 1.0]
     """
     values = np.asarray(values, dtype=np.float64)
-    if not (width >= 1 or (width > 0 and function != "LINEAR")):
-        least = "at least 1" if function == "LINEAR" else "above 0"
+    if not (width >= 1 or (width > 0 and function in NARROW)):
+        least = "above 0" if function in NARROW else "at least 1"
         raise InputError(f"the window width is {width}, but it must be {least}.")
     if function == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - center) / width))

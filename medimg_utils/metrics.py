@@ -430,7 +430,7 @@ def _mask(values: ArrayLike) -> NDArray[np.bool_]:
         found = array[array != mask].flat[0]
         raise InputError(
             f"a mask holds 0 and 1 only, but {found:g} was found. Probabilities become a "
-            "mask by a threshold, e.g. `probability >= 0.5`."
+            "mask by a threshold, e.g. `probability >= 0.5`, and labels by `label > 0`."
         )
     return mask
 

@@ -186,16 +186,14 @@ def read_truth(path: Path, key: str) -> dict[str, dict[str, str]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             for number, row in enumerate(csv.DictReader(file), start=2):
                 if None in row or None in row.values():
-                    raise ValueError(
-                        f"line {number} has not as many cells as the first"
-                    )
+                    raise ValueError(f"row {number} has not as many cells as the first")
                 name = row.pop(key)
                 if name in rows:
-                    raise ValueError(f"line {number} names {name} again")
+                    raise ValueError(f"row {number} names {name} again")
                 rows[name] = row
     except (OSError, ValueError, csv.Error, KeyError) as error:
         raise InputError(
-            f"{path} is no truth file with a column {key} ({error}). Give the "
+            f"{path} is no truth file with a column {key} and whole rows ({error}). Give the "
             "simulation-truth.csv of the same simulation, or leave --truth away."
         ) from error
     return rows

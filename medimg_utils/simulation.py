@@ -10,11 +10,13 @@ make way for the tables of the release and ``OUT/simulation.json``.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -89,24 +91,32 @@ def write_in_parts(
         InputError: ``out`` holds something else, a release with other settings, or
             damaged notes; or a worker was killed.
     """
-    if not needs_work(out, settings, workers):
-        return False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out.parent / f".{out.name}.lock")
-    with _one_at_a_time(lock, out, progress):
-        missing = needs_work(out, settings, workers)  # still, or has another made it?
-        if missing:
-            if prepare is not None:
-                prepare()
-            _write(out, settings, parts, work, finish, workers, progress, title, unit)
-    # now complete: who waits for this file, or makes it anew, will not write
-    Path(lock.lock_file).unlink(missing_ok=True)
-    return missing
+    with one_at_a_time(out, progress):
+        if not needs_work(out, settings, workers):
+            return False
+        if prepare is not None:
+            prepare()
+        _write(out, settings, parts, work, finish, workers, progress, title, unit)
+    return True
 
 
 @contextmanager
-def _one_at_a_time(lock: FileLock, out: Path, progress: bool) -> Iterator[None]:
-    """Hold the lock of a release, after the process that is making it."""
+def one_at_a_time(out: Path, progress: bool = True) -> Iterator[None]:
+    """Let no other process of this user make or remove a release meanwhile.
+
+    The lock is an empty file among the temporary ones, where it stays: a folder of
+    results is for results. Who holds it may take it again.
+
+    Args:
+        out: folder of the release.
+        progress: say so where this waits for another process.
+    """
+    folder = (
+        Path(tempfile.gettempdir()) / f"medimg-locks-{getattr(os, 'getuid', int)()}"
+    )
+    folder.mkdir(exist_ok=True)
+    name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    lock = FileLock(folder / f"{name}.lock", is_singleton=True)
     try:
         lock.acquire(blocking=False)
     except Timeout:

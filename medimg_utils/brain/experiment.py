@@ -1226,7 +1226,7 @@ def predict(
     | `CASE.json` | `volumes_cm3`, `distance_mm`, `survival`, `labels`, `settings` |
 
     Nothing from the input's header but the geometry is copied. Each file appears whole,
-    CASE.json last; that of an earlier prediction is deleted first, so a case that fails
+    CASE.json last; those of an earlier prediction are deleted first, so a case that fails
     has none.
 
     Args:

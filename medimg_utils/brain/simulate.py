@@ -42,6 +42,7 @@ from medimg_utils.simulation import (
     Part,
     choose_plan,
     find_parts,
+    one_at_a_time,
     remove_older,
     write_in_parts,
 )
@@ -249,8 +250,9 @@ def ensure_release(
     plan = choose_plan(RELEASES, size)
     data = (settings or get_settings()).data
     out = data / f"brain-{size}"
-    remove_older(out, asdict(plan), FILES)
-    return simulate_release(out, plan, data_dir=data, progress=progress)
+    with one_at_a_time(out, progress):
+        remove_older(out, asdict(plan), FILES)
+        return simulate_release(out, plan, data_dir=data, progress=progress)
 
 
 #: Releases of the run sizes.  Each holds other patients: those of ``lab-choice`` choose

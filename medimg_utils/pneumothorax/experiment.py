@@ -736,7 +736,7 @@ def predict(
     | `NAME.json` | `score`, `mask_area_mm2` (null where spacing is unknown), `settings` |
 
     Nothing from the input's header is copied. Each file appears whole, NAME.json last;
-    that of an earlier prediction is deleted first, so a file that fails has none.
+    those of an earlier prediction are deleted first, so a file that fails has none.
 
     Args:
         run: folder of a run, or `lab`.

@@ -20,6 +20,7 @@ def answer(out, predict):
         },
         out=out,
         name=lambda item: item,
+        endings=[".png"],
         what="files",
         kind=ImageError,
         progress=False,
@@ -40,6 +41,8 @@ def test_one_that_cannot_be_used_does_not_stop_the_others(tmp_path, trouble):
             raise trouble
         return item
 
+    answer(tmp_path, str.upper)
+    (tmp_path / "b.png").touch()  # of the earlier answer
     with pytest.raises(ImageError, match=r"1 of 3 files could not be used.*empty"):
         answer(tmp_path, predict)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "c.json"]

@@ -41,7 +41,7 @@ def test_a_real_release_below_a_simulated_one_is_real(tmp_path):
 
 @pytest.mark.parametrize(
     ("rows", "what"),
-    [("a,left\nb,", None), ("a,left\nb", "line 3 has not"), ("a,x\na,y", "a again")],
+    [("a,left\nb,", None), ("a,left\nb", "row 3 has not"), ("a,x\na,y", "a again")],
 )
 def test_a_truth_file_that_was_cut_off_is_refused(tmp_path, rows, what):
     file = tmp_path / "truth.csv"

@@ -124,8 +124,8 @@ def test_resuming_where_no_run_is_says_so(shell, tmp_path, monkeypatch):
     words = "train", "knee", "--data", tmp_path, "--resume", "--out"
     assert "holds no run" not in shell("medimg_utils", *words, "stopped").output
     assert (
-        "stoped holds no run to go on with"
-        in shell("medimg_utils", *words, "stoped").output
+        "mistyped holds no run to go on with"
+        in shell("medimg_utils", *words, "mistyped").output
     )
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -21,6 +22,7 @@ from medimg_utils.simulation import (
     choose_plan,
     find_parts,
     needs_work,
+    one_at_a_time,
     open_pool,
     remove_older,
     write_in_parts,
@@ -154,22 +156,23 @@ def test_workers_see_the_environment_of_their_call(tmp_path, monkeypatch):
 
 
 def test_who_comes_second_waits_and_finds_the_release(tmp_path):
-    """Two notebooks of a class begin at once, and want the same release."""
-    out, calls = tmp_path / "release", []
+    """Notebooks of a class begin at once, and want the same release."""
+    for attempt in range(20):
+        out, calls, together = tmp_path / f"{attempt}" / "release", [], Barrier(3)
 
-    def slowly():
-        calls.append(1)
-        time.sleep(0.5)
+        def make_it(out=out, calls=calls, together=together):
+            together.wait()
+            with one_at_a_time(
+                out
+            ):  # once more, as who removes an older one first does
+                return make(out, prepare=lambda: calls.append(1))
 
-    def make_it():
-        return make(out, prepare=slowly)
-
-    with ThreadPoolExecutor(2) as pool:
-        made = [one.result() for one in [pool.submit(make_it) for _ in range(2)]]
-    assert sorted(made) == [False, True]
-    assert len(calls) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["release"]
-    assert not (out / "unfinished").exists()
+        with ThreadPoolExecutor(3) as pool:
+            made = [one.result() for one in [pool.submit(make_it) for _ in range(3)]]
+        assert sorted(made) == [False, False, True]
+        assert len(calls) == 1
+        assert [path.name for path in out.parent.iterdir()] == ["release"]
+        assert not (out / "unfinished").exists()
 
 
 def end_here():
