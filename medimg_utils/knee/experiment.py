@@ -98,6 +98,7 @@ from medimg_utils.settings import find_device
 from medimg_utils.splits import LeakError, check_fold, patient_folds
 from medimg_utils.training import (
     BEST,
+    LAST,
     Batch,
     Schedule,
     count_workers,
@@ -636,7 +637,8 @@ def _train_part(
             "No lesions lie beside this release, so the features do not rehearse with "
             "places: more epochs are needed."
         )
-    if experiment.gain is not None:
+    begun = (out / LAST).is_file()  # then `fit` takes its weights from there
+    if experiment.gain is not None and not begun:
         some = opened(sides.train[:: math.ceil(len(sides.train) / SCALED_ON)])
         network.scale(
             (some[k]["image"] for k in range(len(some))), gain=experiment.gain
@@ -644,7 +646,7 @@ def _train_part(
     labels = torch.tensor(
         [[float(exam.labels[name]) for name in part.diagnoses] for exam in sides.train]
     )
-    if experiment.probe:
+    if experiment.probe and not begun:
         still = Augment(experiment.crop, slices=experiment.slices)
         everyone = DataLoader(
             opened(sides.train, augment=still),
