@@ -205,8 +205,10 @@ def summarise(
         draws: of the bootstrap over exams.
 
     Returns:
-        {diagnosis: {`positives`, `combined`, `ways`, `series`}}; `combined` is what
-        `metrics.detection` returns, and null where the exams lack a series.
+        {diagnosis: {`positives`, `combined`, `ways`, `as_it_lies`, `series`}};
+        `combined` is what `metrics.detection` returns, and null where the exams lack a
+        series; `as_it_lies` is the AUC of the first view alone, and null where the
+        cases do not tell it.
     """
     answer: dict[str, Any] = {}
     exams = [case["exam"] for case in cases]
@@ -237,6 +239,11 @@ def summarise(
                 name: metrics.auc_delong(labels, scores)._asdict()
                 for name, scores in combined.items()
             },
+            "as_it_lies": metrics.auc_delong(
+                labels, [case["as_it_lies"][diagnosis] for case in cases]
+            )._asdict()
+            if all(diagnosis in case.get("as_it_lies", {}) for case in cases)
+            else None,
             "series": {
                 name: metrics.auc_delong(labels, scores)._asdict()
                 for name, scores in single.items()

@@ -84,14 +84,13 @@ from medimg_utils.knee.evaluation import (
 from medimg_utils.knee.imagenet import load_imagenet
 from medimg_utils.knee.models import (
     BACKBONES,
-    Explanation,
     MRNet,
     ask,
     enlarge,
     positive_share,
     weighted_loss,
 )
-from medimg_utils.knee.preprocess import Augment, middle, prepare
+from medimg_utils.knee.preprocess import Augment, prepare, views
 from medimg_utils.knee.standardise import StandardiseError, Standardiser
 from medimg_utils.release import check_listed, describe_release, left_by_simulation
 from medimg_utils.settings import find_device
@@ -207,6 +206,12 @@ class Experiment:
         why="exams that the regression of the three series is fitted on; the networks "
         "do not know those held out by heart",
     )
+    views: int = setting(
+        1,
+        paper=1,
+        why="poses in which the trained networks are asked about an exam: as it lies, "
+        "smaller, larger, turned either way; their mean probability is the answer",
+    )
     asked_again: int | None = setting(
         None,
         why="training exams that the trained networks answer, for what is known by "
@@ -243,6 +248,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         twins=True,
         folds=10,
         combination="out_of_fold",
+        views=5,
         asked_again=200,
     ),
     "tiny": Experiment(
@@ -782,13 +788,15 @@ class Answer(NamedTuple):
     """What the networks of one series say about one diagnosis of one exam.
 
     Attributes:
-        probability: sigmoid of the logit.
+        probability: sigmoid of the logit, the mean over the views.
+        as_it_lies: the same of the first view alone, as is all below.
         picked: the slice that adds most to the logit.
         shares: (S,) what each slice adds; see `models.Explanation`.
         maps: (S, h, w) class activation map, in cells.
     """
 
     probability: float
+    as_it_lies: float
     picked: int
     shares: NDArray[np.float32]
     maps: Tensor
@@ -819,6 +827,14 @@ class Prediction(NamedTuple):
             for series, answers in self.answers.items()
         }
 
+    @property
+    def as_it_lies(self) -> dict[str, dict[str, float]]:
+        """The same of the first view alone."""
+        return {
+            series: {name: answer.as_it_lies for name, answer in answers.items()}
+            for series, answers in self.answers.items()
+        }
+
 
 def predict_exam(run: Run, exam: Exam) -> Prediction:
     """Read one exam and predict; series that the run does not know are left out.
@@ -829,12 +845,13 @@ def predict_exam(run: Run, exam: Exam) -> Prediction:
     answers: dict[str, dict[str, Answer]] = {}
     geometry: dict[str, Geometry] = {}
     volumes: dict[str, NDArray[Any]] = {}
-    slices: dict[str, Tensor] = {}
+    seen: dict[str, list[Tensor]] = {}
+    count = run.experiment.views
     for part, network in run.networks.items():
         path = exam.series.get(part.series)
         if path is None:
             continue
-        if part.series not in slices:
+        if part.series not in seen:
             volume = read_volume(path)
             try:
                 ready, geometry[part.series] = prepare(
@@ -843,12 +860,11 @@ def predict_exam(run: Run, exam: Exam) -> Prediction:
             except StandardiseError as error:
                 raise VolumeError(f"{path}: {error}") from error
             volumes[part.series] = volume
-            slices[part.series] = middle(torch.from_numpy(ready), run.experiment.crop)[
-                :, None
-            ]
-        device = next(network.parameters()).device
-        found = network.explain(slices[part.series].to(device))
-        answers.setdefault(part.series, {}).update(_answers(part, found))
+            posed = views(torch.from_numpy(ready), run.experiment.crop, count)
+            seen[part.series] = [view[:, None] for view in posed]
+        answers.setdefault(part.series, {}).update(
+            _answers(part, network, seen[part.series])
+        )
     if not answers:
         raise InputError(
             f"exam {exam.exam_id} has the series {', '.join(exam.series)}, none of "
@@ -862,10 +878,17 @@ def predict_exam(run: Run, exam: Exam) -> Prediction:
     return Prediction(exam, answers, combined, geometry, volumes)
 
 
-def _answers(part: Part, found: Explanation) -> dict[str, Answer]:
+@torch.inference_mode()
+def _answers(part: Part, network: MRNet, seen: Sequence[Tensor]) -> dict[str, Answer]:
+    """What a network says about views (S, 1, H, W) of an exam; it explains the first."""
+    device = next(network.parameters()).device
+    found = network.explain(seen[0].to(device))
+    others = [network([view.to(device)])[0].cpu() for view in seen[1:]]
+    probabilities = torch.stack([found.logits, *others]).sigmoid()
     return {
         diagnosis: Answer(
-            float(found.logits[k].sigmoid()),
+            float(probabilities[:, k].mean()),
+            float(probabilities[0, k]),
             int(found.picked[k]),
             found.shares[k].numpy(),
             found.maps[k],
@@ -882,7 +905,7 @@ def activation_map(
     *,
     lowest_outside: bool = False,
 ) -> NDArray[np.float32]:
-    """Class activation map of a series at the size of its slices.
+    """Class activation map of a series, as it lies, at the size of its slices.
 
     Args:
         run: that made the prediction.
@@ -995,11 +1018,15 @@ def evaluate(
     facts = read_truth(Path(truth), split) if truth is not None else None
     if facts is not None:  # before hours of work
         check_listed([exam.exam_id for exam in exams], facts.exams, "exams")
+    way = loaded.experiment.combination
     cases, style = [], []
     where: dict[str, dict[str, list[Any]]] = {}
     for exam in tqdm(exams, "evaluate", disable=not progress, leave=False):
         prediction = predict_exam(loaded, exam)
         case = _case(prediction)
+        if loaded.experiment.views > 1:
+            lying = combine(loaded.combinations, prediction.as_it_lies)
+            case["as_it_lies"] = lying[way]
         if facts is not None:
             case["localisation"] = _localisation(loaded, prediction, facts)
             for diagnosis, found in case["localisation"].items():
@@ -1013,7 +1040,6 @@ def evaluate(
                 for name, value in style_features(volume).items()
             }
         )
-    way = loaded.experiment.combination
     diagnoses = [
         name
         for name in exams[0].labels

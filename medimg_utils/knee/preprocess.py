@@ -13,6 +13,7 @@ meets knees that fall apart between slices.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ from medimg_utils.geometry import Geometry
 from medimg_utils.knee.standardise import Standardiser
 
 MEAN, SPREAD = 58.09, 49.73  # of grey values, in the authors' code
+#: Degrees and zoom in which a trained network may be asked about an exam.
+VIEWS = ((0.0, 1.0), (0.0, 0.88), (0.0, 1.13), (7.0, 1.0), (-7.0, 1.0))
 
 
 def prepare(
@@ -74,6 +77,33 @@ def middle(slices: Tensor, side: int) -> Tensor:
         )
     top, left = (height - side) // 2, (width - side) // 2
     return slices[..., top : top + side, left : left + side]
+
+
+def views(slices: Tensor, crop: int, count: int) -> Iterator[Tensor]:
+    """An exam in the first of `VIEWS`: as it lies, smaller, larger, turned either way.
+
+    Args:
+        slices: (S, H, W) uint8.
+        crop: side of the square that is cut out of the middle.
+        count: how many views, 1 to 5.
+
+    Yields:
+        (S, crop, crop) uint8.
+
+    Raises:
+        InputError: there are not so many views.
+
+    >>> len(list(views(torch.zeros(20, 256, 256, dtype=torch.uint8), 224, 3)))
+    3
+    """
+    if not 1 <= count <= len(VIEWS):
+        raise InputError(
+            f"{count} views were asked for; there are 1 to {len(VIEWS)} of an exam."
+        )
+    yield middle(slices, crop)
+    for degrees, zoom in VIEWS[1:count]:
+        posed = pose(slices, crop, degrees, (0.0, 0.0), False, zoom)
+        yield posed.round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)

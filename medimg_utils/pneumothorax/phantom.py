@@ -260,10 +260,9 @@ def _find_regions(hu: np.ndarray) -> _Regions:
 
 def _on_fine(mask: np.ndarray) -> np.ndarray:
     """A coarse mask on a grid of half the spacing, with a smooth boundary."""
-    grown = ndi.zoom(
-        mask.astype(np.float32), 2, order=1, grid_mode=True, mode="nearest"
-    )
-    return grown > 0.5
+    share = torch.from_numpy(mask.astype(np.float32))
+    fine = F.interpolate(share[None, None], scale_factor=2, mode="trilinear")
+    return np.asarray(fine[0, 0] > 0.5)
 
 
 def _remove_girdle(fine: np.ndarray, coarse: np.ndarray, lungs: np.ndarray) -> None:
@@ -700,10 +699,14 @@ def _prepare_girdle(data_dir: Path | None) -> dict[str, np.ndarray]:
     density = _sharpen(bone.numpy(), spacing)
     generator = np.random.default_rng(5)
     out: dict[str, np.ndarray] = {}
+    boxes = ndi.find_objects(labels.astype(np.uint8))
     for name, label in _BONES.items():
-        mass = density * ndi.binary_dilation(labels == label) * spacing.prod()
-        voxels = np.argwhere(mass > 0.02)
-        masses = mass[tuple(voxels.T)]
+        box = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in boxes[label - 1])
+        inside = ndi.binary_dilation(labels[box] == label)
+        mass = density[box] * inside * spacing.prod()
+        places = np.argwhere(mass > 0.02)
+        masses = mass[tuple(places.T)]
+        voxels = places + [s.start for s in box]
         parts = []
         for shift in (-0.25, 0.25):
             jitter = generator.uniform(-0.5, 0.5, voxels.shape) * (1, 1, 0.5)

@@ -32,6 +32,7 @@ from medimg_utils.knee.experiment import (
     split,
     train,
 )
+from medimg_utils.knee.preprocess import prepare, views
 from medimg_utils.knee.simulate import LAB_TESTS, schedule, simulate_exam
 from medimg_utils.knee.standardise import Standardiser
 from medimg_utils.settings import get_settings
@@ -313,6 +314,38 @@ def test_maps_mean_what_they_say(run, mrnet):
     logit = np.log(answer.probability / (1 - answer.probability))
     assert answer.shares.sum() + bias == pytest.approx(logit, abs=1e-3)
     assert answer.picked == answer.shares.argmax()
+
+
+def test_the_answer_is_the_mean_of_what_each_view_says(run, mrnet, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    about = tmp_path / "run" / "best.json"
+    facts = json.loads(about.read_text())
+    facts["experiment"]["views"] = 3
+    about.write_text(json.dumps(facts))
+    one, three = load_run(run), load_run(tmp_path / "run")
+    exam = read_mrnet(mrnet, "valid")[1]
+    lying, found = predict_exam(one, exam), predict_exam(three, exam)
+    part, network = next(iter(three.networks.items()))
+    ready, _ = prepare(
+        np.load(exam.series[part.series]), three.standardisers[part.series], 64
+    )
+    seen = list(views(torch.from_numpy(ready), 56, 3))
+    with torch.inference_mode():
+        each = torch.cat([network([view[:, None]]) for view in seen]).sigmoid()
+    assert each.std(0).min() > 1e-4
+    for k, name in enumerate(part.diagnoses):
+        answer = found.answers[part.series][name]
+        assert answer.probability == pytest.approx(float(each[:, k].mean()), abs=1e-5)
+        same = lying.answers[part.series][name]
+        assert answer.as_it_lies == same.as_it_lies == same.probability
+        assert torch.equal(answer.maps, same.maps)
+    wide = evaluate(mrnet, tmp_path / "run", draws=10, progress=False)
+    plain = evaluate(mrnet, run, draws=10, progress=False)
+    for name in DIAGNOSES:
+        # this copy has the combinations of the run, so its first view is the run's
+        auc = plain["diagnoses"][name]["ways"]["out_of_fold"]
+        assert wide["diagnoses"][name]["as_it_lies"] == auc
+        assert plain["diagnoses"][name]["as_it_lies"] is None
 
 
 def test_predicting_needs_no_labels(run, write_mrnet, tmp_path):

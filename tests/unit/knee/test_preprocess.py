@@ -14,6 +14,7 @@ from medimg_utils.knee.preprocess import (
     pose,
     prepare,
     to_network,
+    views,
 )
 from medimg_utils.knee.standardise import Standardiser
 
@@ -154,3 +155,23 @@ def test_grey_curves_rise_from_black_to_white():
         assert table[0] == 0
         assert table[-1] in (254, 255)
         assert (np.diff(table) >= 0).all()
+
+
+def test_an_exam_is_seen_as_it_lies_smaller_larger_and_turned():
+    slices = torch.zeros(2, 128, 128)
+    slices[:, 44:84, 56:72] = 200  # 40 high and 16 wide, in the middle
+    lying, small, large, right, left = views(slices.to(torch.uint8), 96, 5)
+    assert torch.equal(lying, middle(slices, 96).to(torch.uint8))
+    sides = [float(one[0, :, 48].sum()) / 200 for one in (small, lying, large)]
+    assert sides == pytest.approx([40 * 0.88, 40, 40 * 1.13], abs=0.3)
+    assert torch.equal(right, left.flip(-1))  # of a picture that is its mirror image
+    top = (right[0] > 100).nonzero()
+    edge = [float(top[top[:, 0] == row][:, 1].float().mean()) for row in (32, 63)]
+    across = (edge[0] - edge[1]) / 31  # 31 rows down
+    assert abs(across) == pytest.approx(np.tan(np.radians(7)), rel=0.1)
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_there_are_five_views(count):
+    with pytest.raises(InputError, match=f"{count} views were asked for; .* 1 to 5"):
+        list(views(smooth(), 32, count))
