@@ -1024,9 +1024,7 @@ def evaluate(
     for exam in tqdm(exams, "evaluate", disable=not progress, leave=False):
         prediction = predict_exam(loaded, exam)
         case = _case(prediction)
-        if loaded.experiment.views > 1:
-            lying = combine(loaded.combinations, prediction.as_it_lies)
-            case["as_it_lies"] = lying[way]
+        case["as_it_lies"] = combine(loaded.combinations, prediction.as_it_lies)[way]
         if facts is not None:
             case["localisation"] = _localisation(loaded, prediction, facts)
             for diagnosis, found in case["localisation"].items():

@@ -127,6 +127,7 @@ def _evaluate_once(file: Path, release: Path, progress: bool) -> dict[str, Any]:
             "labels": case["labels"],
             "series": case["series"],
             "combined": case["combined"],
+            "as_it_lies": case["as_it_lies"],
             "findings": [
                 {key: finding[key] for key in ("diagnosis", "kind", "grade", "where")}
                 for finding in truth[case["exam_id"]]["findings"]

@@ -66,6 +66,7 @@ def test_one_call_trains_measures_and_stores(toy, monkeypatch):
         row = test["cases"][0]
         assert set(row["series"]) == set(SERIES)
         assert set(row["combined"]) == {"out_of_fold", "training"}
+        assert row["as_it_lies"] == row["combined"]["out_of_fold"]  # one view
         assert {f["diagnosis"] for f in row["findings"]} <= set(DIAGNOSES)
     assert stored["about"]["n"] == {"unseen-patients": 24, "unseen-anatomy": 10}
     assert answer["held_out_anatomy"] == stored["held_out_anatomy"]
