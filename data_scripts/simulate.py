@@ -1,6 +1,5 @@
 """Simulate exams from real anatomy and write them in the layout of a real release."""
 
-from dataclasses import asdict
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -101,15 +100,8 @@ def tiny(
     use_case: Annotated[UseCase, typer.Argument(help="Which of the three.")],
 ) -> None:
     """What tests and notebooks use, made anew: MEDIMG_DATA/<use case>-tiny."""
-    from medimg_utils.settings import get_settings
-    from medimg_utils.simulation import one_at_a_time, remove_older
-
     module = import_module(f"medimg_utils.{use_case}.simulate")
-    plan, data = asdict(module.RELEASES["tiny"]), get_settings().data
-    out = data / f"{use_case}-tiny"
-    with one_at_a_time(out):
-        remove_older(out, plan, module.FILES, present_too=True)
-        typer.echo(f"complete in {module.ensure_release('tiny')}")
+    typer.echo(f"complete in {module.ensure_release('tiny', anew=True)}")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def protocol(held_out: bool) -> str:
     )
 
 
-def forget_answers(out: Path, names: Iterable[str], endings: Iterable[str]) -> None:
+def forget_answers(out: Path, names: Iterable[str], endings: Sequence[str]) -> None:
     """Delete NAME.json of an earlier prediction into the same folder, and its pictures.
 
     The JSON files are written last. So wherever one lies afterwards, it is an answer of

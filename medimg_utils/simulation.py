@@ -22,10 +22,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -34,6 +34,9 @@ from tqdm.auto import tqdm
 from medimg_utils.errors import InputError
 from medimg_utils.io import check_folder, differences, to_json, write_json_atomic
 from medimg_utils.settings import count_cores
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Plan = TypeVar("Plan")
 Owner = TypeVar("Owner")
@@ -96,7 +99,28 @@ def write_in_parts(
             return False
         if prepare is not None:
             prepare()
-        _write(out, settings, parts, work, finish, workers, progress, title, unit)
+        started, records = out / "unfinished.json", out / "unfinished"
+        out.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(started, settings)
+        records.mkdir(exist_ok=True)
+        files = {part.name: records / f"{part.name}.json" for part in parts}
+        missing = [part for part in parts if not files[part.name].exists()]
+        total = sum(part.units for part in parts)
+        left = sum(part.units for part in missing)
+        with tqdm(
+            total=total,
+            initial=total - left,
+            desc=title,
+            unit=unit,
+            disable=not progress,
+        ) as bar:
+            for part in _done(work, missing, files, workers):
+                bar.update(part.units)
+        for leftover in out.rglob(".partial-*"):  # of processes that were killed
+            leftover.unlink(missing_ok=True)
+        finish([_read(file, file) for file in files.values()])
+        write_json_atomic(out / "simulation.json", settings)
+        _tidy_up(out)
     return True
 
 
@@ -129,61 +153,35 @@ def one_at_a_time(out: Path, progress: bool = True) -> Iterator[None]:
         lock.release()
 
 
-def _write(
-    out: Path,
-    settings: Mapping[str, Any],
-    parts: Sequence[Part],
+def _done(
     work: Callable[..., Any],
-    finish: Callable[[list[Any]], None],
+    parts: Sequence[Part],
+    files: Mapping[str, Path],
     workers: int | None,
-    progress: bool,
-    title: str,
-    unit: str,
-) -> None:
-    """See :func:`write_in_parts`."""
-    started, records = out / "unfinished.json", out / "unfinished"
-    out.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(started, settings)
-    records.mkdir(exist_ok=True)
-    files = {part.name: records / f"{part.name}.json" for part in parts}
-    missing = [part for part in parts if not files[part.name].exists()]
-    total = sum(part.units for part in parts)
-    bar = tqdm(
-        total=total,
-        initial=total - sum(part.units for part in missing),
-        desc=title,
-        unit=unit,
-        disable=not progress,
-    )
-    count = min(workers or count_cores(), len(missing)) or 1
-    with bar:
-        if count == 1:
-            threads = torch.get_num_threads()
-            try:
-                for part in missing:
-                    _do(work, part, files[part.name])
-                    bar.update(part.units)
-            finally:
-                torch.set_num_threads(threads)
-                torch.set_flush_denormal(False)
-        else:
-            with _whole_pool(), open_pool(count, work) as pool:
-                futures = {
-                    pool.submit(_do, work, part, files[part.name]): part
-                    for part in missing
-                }
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        bar.update(futures[future].units)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    for leftover in out.rglob(".partial-*"):  # of processes that were killed
-        leftover.unlink(missing_ok=True)
-    finish([_read(file, file) for file in files.values()])
-    write_json_atomic(out / "simulation.json", settings)
-    _tidy_up(out)
+) -> Iterator[Part]:
+    """Do parts, here or in processes, and tell each that is done."""
+    count = min(workers or count_cores(), len(parts)) or 1
+    if count == 1:
+        threads = torch.get_num_threads()
+        try:
+            for part in parts:
+                _do(work, part, files[part.name])
+                yield part
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(False)
+        return
+    with _whole_pool(), open_pool(count, work) as pool:
+        futures = {
+            pool.submit(_do, work, part, files[part.name]): part for part in parts
+        }
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def open_pool(count: int, work: Callable[..., Any]) -> ProcessPoolExecutor:
@@ -282,6 +280,37 @@ def choose_plan(plans: Mapping[str, Plan], size: str) -> Plan:
             f"{', '.join(plans)}; for paper, point to the real release"
         )
     return plans[size]
+
+
+def ensure(
+    simulate: Callable[..., Path],
+    out: Path,
+    plan: DataclassInstance,
+    files: Sequence[str],
+    *,
+    data_dir: Path,
+    anew: bool = False,
+    progress: bool = True,
+) -> Path:
+    """A release of a plan, simulated unless it is there.
+
+    What an older version of the simulation made of the same plan is made anew.
+
+    Args:
+        simulate: makes or continues the release, and returns its folder.
+        out: that folder.
+        plan: all that decides what the release contains, with its ``version``.
+        files: see :func:`remove_older`.
+        data_dir: where the anatomy is.
+        anew: also what the present version made.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    with one_at_a_time(out, progress):
+        remove_older(out, asdict(plan), files, present_too=anew)
+        return simulate(out, plan, data_dir=data_dir, progress=progress)
 
 
 def find_parts(

@@ -70,9 +70,8 @@ from medimg_utils.settings import Settings, get_settings
 from medimg_utils.simulation import (
     Part,
     choose_plan,
+    ensure,
     find_parts,
-    one_at_a_time,
-    remove_older,
     write_in_parts,
 )
 
@@ -280,7 +279,11 @@ def _write(
 
 
 def ensure_release(
-    size: str, settings: Settings | None = None, *, progress: bool = True
+    size: str,
+    settings: Settings | None = None,
+    *,
+    anew: bool = False,
+    progress: bool = True,
 ) -> Path:
     """The simulated release of a run size, made on first use: :data:`RELEASES`.
 
@@ -291,6 +294,7 @@ def ensure_release(
     Args:
         size: name of the plan.
         settings: of the run; those of the environment by default.
+        anew: make it again where it is there.
         progress: show a progress bar.
 
     Returns:
@@ -302,9 +306,9 @@ def ensure_release(
     plan = choose_plan(RELEASES, size)
     data = (settings or get_settings()).data
     out = data / f"pneumothorax-{size}"
-    with one_at_a_time(out, progress):
-        remove_older(out, asdict(plan), FILES)
-        return simulate_release(out, plan, data_dir=data, progress=progress)
+    return ensure(
+        simulate_release, out, plan, FILES, data_dir=data, anew=anew, progress=progress
+    )
 
 
 def patients_of(plan: Simulation) -> dict[str, Patient]:
