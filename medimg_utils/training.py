@@ -435,6 +435,22 @@ def count_workers(workers: int | None) -> int:
     return min(4, max(1, count_cores() - 1)) if workers is None else workers
 
 
+def each_loaded(batches: Iterable[Item]) -> Iterator[Item]:
+    """What a loader gives; where one of its processes refuses an input, only its words.
+
+    PyTorch puts the traceback of the process before them.
+
+    Raises:
+        InputError: of the kind and with the message that the process raised.
+    """
+    try:
+        yield from batches
+    except InputError as error:
+        kind = type(error)
+        words = str(error).rpartition(f"{kind.__name__}: ")[2].strip()
+        raise kind(words) from error
+
+
 def fit(
     network: nn.Module,
     data: Dataset[Batch],
@@ -608,7 +624,7 @@ def fit(
                 for batch in batches[done:]
             ]
             model.train()
-            for batch in ready:
+            for batch in each_loaded(ready):
                 torch.manual_seed(stable_seed(seed, state["step"]))
                 rate = schedule(
                     state["step"], epochs * per_epoch, learning_rate, state["history"]

@@ -101,6 +101,7 @@ from medimg_utils.training import (
     Batch,
     Schedule,
     count_workers,
+    each_loaded,
     fit,
     load_tensors,
     load_weights,
@@ -659,7 +660,7 @@ def _train_part(
             batch_size=None,
             num_workers=count_workers(options["workers"]),
         )
-        network.probe((item["image"] for item in everyone), labels)
+        network.probe((item["image"] for item in each_loaded(everyone)), labels)
     share = positive_share(labels)
 
     def loss(model: nn.Module, batch: Batch, done: float) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from medimg_utils import training
 from medimg_utils.errors import InputError, NotFiniteError
@@ -21,6 +21,7 @@ from medimg_utils.training import (
     LAST,
     RunError,
     device_share,
+    each_loaded,
     epoch_batches,
     fit,
     learning_rate_at,
@@ -32,6 +33,28 @@ from medimg_utils.training import (
     trained_on,
     warm_restart,
 )
+
+
+class Broken(Dataset):
+    """Its second image cannot be read."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise RunError("film-1.dcm ends too early: fetch it again")
+        return {"image": torch.zeros(3)}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_loading_process_refuses_is_said_in_its_own_words(workers):
+    batches = each_loaded(DataLoader(Broken(), num_workers=workers))
+    assert next(batches)["image"].shape == (1, 3)
+    with pytest.raises(RunError) as caught:
+        next(batches)
+    assert str(caught.value) == "film-1.dcm ends too early: fetch it again"
+
 
 # ------------------------------------------------------------------ randomness and order
 
