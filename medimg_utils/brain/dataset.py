@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -70,6 +71,7 @@ from medimg_utils.release import (
 from medimg_utils.settings import count_cores
 from medimg_utils.training import stable_seed
 
+SMALLEST, LARGEST = 200.0, 4000.0  # cm³ of a brain; with care for what was cut off
 SURVIVAL_TABLES = ("survival_data.csv", "survival_info.csv", "survival_evaluation.csv")
 STRAY_MASK = re.compile(
     r"\w+_\d{4}\.\d\d\.\d\d_Segm\.nii(\.gz)?"
@@ -671,7 +673,21 @@ def prepare_case(case: Case, voxel: float) -> Prepared:
 
 
 def prepare_scan(case: Case, scan: Scan, voxel: float) -> Prepared:
-    """`preprocess.prepare`, with the case named where it fails."""
+    """`preprocess.prepare`, with the case named where it fails.
+
+    Raises:
+        DatasetError: a volume cannot be standardised, or is too large or too small for
+            a brain: its header has lost the size of the voxels.
+    """
+    voxels = np.count_nonzero((scan.images != 0).any(axis=0))
+    size = voxels * math.prod(scan.spacing) / 1000
+    if not SMALLEST <= size <= LARGEST:
+        raise DatasetError(
+            f"{case.images[0].parent}, {case.case_id}: the brain measures {size:.3g} cm³ "
+            f"with voxels of {' × '.join(f'{side:g}' for side in scan.spacing)} mm; "
+            f"{SMALLEST:g} to {LARGEST:g} were expected. Set the size of the voxels in "
+            "the header."
+        )
     try:
         return prepare(scan.images, scan.spacing, voxel, scan.labels)
     except IntensityError as error:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,7 @@ from medimg_utils.brain.dataset import (
     grid_places,
     load,
     prepare_cases,
+    prepare_scan,
     read_brats,
     read_case,
     read_msd,
@@ -542,3 +544,16 @@ def test_what_cannot_be_read_is_a_problem(shell, tmp_path):
     assert "no file has a name" in done.output
     done = shell("verify", "msd", tmp_path, "--quiet")
     assert done.exit_code == 1
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_brain_of_an_impossible_size_has_lost_its_voxels(brats, factor):
+    case = read_brats(brats)[0]
+    scan = load(case)
+    litres = np.count_nonzero(scan.images.any(axis=0)) * np.prod(scan.spacing) / 1e6
+    assert 0.5 < litres < 2
+    prepare_scan(case, scan, 8.0)
+    shrunk = replace(scan, spacing=tuple(factor * side for side in scan.spacing))
+    found = f"{case.case_id}: the brain measures {1000 * litres * factor**3:.3g}"
+    with pytest.raises(DatasetError, match=f"{found} .* Set the size of the voxels"):
+        prepare_scan(case, shrunk, 8.0)
