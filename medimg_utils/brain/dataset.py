@@ -683,7 +683,7 @@ def prepare_scan(case: Case, scan: Scan, voxel: float) -> Prepared:
     size = voxels * math.prod(scan.spacing) / 1000
     if not SMALLEST <= size <= LARGEST:
         raise DatasetError(
-            f"{case.images[0].parent}, {case.case_id}: the brain measures {size:.3g} cm³ "
+            f"{case.images[0].parent}, {case.case_id}: the brain measures {size:.0f} cm³ "
             f"with voxels of {' × '.join(f'{side:g}' for side in scan.spacing)} mm; "
             f"{SMALLEST:g} to {LARGEST:g} were expected. Set the size of the voxels in "
             "the header."

@@ -554,6 +554,6 @@ def test_a_brain_of_an_impossible_size_has_lost_its_voxels(brats, factor):
     assert 0.5 < litres < 2
     prepare_scan(case, scan, 8.0)
     shrunk = replace(scan, spacing=tuple(factor * side for side in scan.spacing))
-    found = f"{case.case_id}: the brain measures {1000 * litres * factor**3:.3g}"
+    found = f"{case.case_id}: the brain measures {1000 * litres * factor**3:.0f} cm³"
     with pytest.raises(DatasetError, match=f"{found} .* Set the size of the voxels"):
         prepare_scan(case, shrunk, 8.0)
