@@ -239,6 +239,20 @@ def test_what_is_too_pale_to_read_is_found(visit, demo: Path, pale: str) -> None
     assert any(found.startswith("color-contrast") for found in visit.barriers())
 
 
+def test_a_pale_cell_in_a_long_table_is_found(visit, demo: Path) -> None:
+    page = visit.open(demo / "images.html")
+    rows = ["<tr><td>dark</td></tr>"] * 8
+    rows.insert(6, '<tr><td style="color: #ddd">pale</td></tr>')
+    page.evaluate(
+        "rows => document.querySelector('article').insertAdjacentHTML("
+        "'beforeend', `<table><tbody>${rows}</tbody></table>`)",
+        "".join(rows),
+    )
+    found = [one for one in visit.barriers() if one.startswith("color-contrast")]
+    assert len(found) == 1
+    assert "pale" in found[0]
+
+
 def test_a_solution_is_folded_until_it_is_asked_for(visit, demo: Path) -> None:
     page = visit.open(demo / "exercises.html")
     answer = page.get_by_text("It is two.")

@@ -22,15 +22,27 @@ COUNT_VIEWERS = """() => {
 # Rules of axe about colours: between the themes nothing else differs.
 COLOUR = ["color-contrast", "link-in-text-block"]
 
-# A chapter has thousands of coloured words of code in a dozen colours: one of each is
-# enough to judge its contrast, and saves most of the time. axe judges no single character.
-HIDE_REPEATED_CODE = """() => {
+# A chapter has thousands of coloured words of code in a dozen colours, and hundreds of
+# cells in tables: one of each colour is enough to judge its contrast, and saves most of
+# the time. axe judges no single character.
+HIDE_WHAT_REPEATS = """() => {
   const seen = new Set();
+  const repeats = kinds => {
+    const known = kinds.every(kind => seen.has(kind));
+    kinds.forEach(kind => seen.add(kind));
+    return known;
+  };
   for (const word of document.querySelectorAll(".highlight pre span")) {
     const behind = getComputedStyle(word.closest("pre")).backgroundColor;
     const kind = `${word.className} on ${behind}`;
-    word.hidden = word.textContent.length < 2 || seen.has(kind);
-    if (!word.hidden) seen.add(kind);
+    word.hidden = word.textContent.length < 2 || repeats([kind]);
+  }
+  for (const row of document.querySelectorAll("tbody tr")) {
+    const kinds = [row, ...row.cells].map(part => {
+      const {color, backgroundColor, fontWeight} = getComputedStyle(part);
+      return [part.tagName, color, backgroundColor, fontWeight].join();
+    });
+    row.hidden = repeats(kinds) && !row.querySelector("td *, th *");
   }
 }"""
 
@@ -71,7 +83,7 @@ class Visit:
             rules: the names of those that axe shall look at; all where None.
             inside: selector of the parts to look at; the whole page where None.
         """
-        self.page.evaluate(HIDE_REPEATED_CODE)
+        self.page.evaluate(HIDE_WHAT_REPEATS)
         # Without the selectors of all that passes, which take half of the time; and
         # without fetching style sheets, which a page from the disk may not.
         options: dict[str, object] = {"resultTypes": ["violations"], "preload": False}
