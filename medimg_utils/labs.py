@@ -34,11 +34,10 @@ def check_run(run: Path, release: Path, experiment: Any) -> None:
             f"{run} was trained on the simulation {trained_on}, but {release} holds "
             f"{present}. Give another folder for the runs, or delete this one."
         )
-    stored, wanted = facts["experiment"], recipe(experiment)
-    known = [name for name in stored if name in wanted]  # a new one changed nothing
-    if changed := differences(
-        {name: stored[name] for name in known}, {name: wanted[name] for name in known}
-    ):
+    wanted = recipe(experiment)
+    # what a run does not tell was not there yet, and had no effect: as by default
+    stored = recipe(type(experiment)()) | facts["experiment"]
+    if changed := differences({name: stored[name] for name in wanted}, wanted):
         raise RunError(
             f"{run} was trained with other settings: {changed}. Give another folder for "
             "the runs, or delete this one."

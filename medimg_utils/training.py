@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -447,8 +448,12 @@ def each_loaded(batches: Iterable[Item]) -> Iterator[Item]:
         yield from batches
     except InputError as error:
         kind = type(error)
-        words = str(error).rpartition(f"{kind.__name__}: ")[2].strip()
-        raise kind(words) from error
+        if not str(error).startswith(f"Caught {kind.__name__} in DataLoader worker"):
+            raise
+        last = re.split(rf"^[\w.]*{kind.__name__}: ", str(error), flags=re.MULTILINE)[
+            -1
+        ]
+        raise kind(last.strip()) from error
 
 
 def fit(

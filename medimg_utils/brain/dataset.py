@@ -679,6 +679,12 @@ def prepare_scan(case: Case, scan: Scan, voxel: float) -> Prepared:
         DatasetError: a volume cannot be standardised, or is too large or too small for
             a brain: its header has lost the size of the voxels.
     """
+    try:
+        prepared = prepare(scan.images, scan.spacing, voxel, scan.labels)
+    except IntensityError as error:
+        raise DatasetError(
+            f"{case.images[0].parent}, {case.case_id}: {error}"
+        ) from error
     voxels = np.count_nonzero((scan.images != 0).any(axis=0))
     size = voxels * math.prod(scan.spacing) / 1000
     if not SMALLEST <= size <= LARGEST:
@@ -688,18 +694,13 @@ def prepare_scan(case: Case, scan: Scan, voxel: float) -> Prepared:
             f"{SMALLEST:g} to {LARGEST:g} were expected. Set the size of the voxels in "
             "the header."
         )
-    try:
-        return prepare(scan.images, scan.spacing, voxel, scan.labels)
-    except IntensityError as error:
-        raise DatasetError(
-            f"{case.images[0].parent}, {case.case_id}: {error}"
-        ) from error
+    return prepared
 
 
 def _stored(case: Case, voxel: float, cache: Path) -> Prepared:
     paths = [*case.images, *([case.mask] if case.mask else [])]
     facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-    key = repr((1, voxel, case.layout.name, facts))
+    key = repr((2, voxel, case.layout.name, facts))
     base = cache / f"brain-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     about = base.with_suffix(".json")
     if not about.is_file():

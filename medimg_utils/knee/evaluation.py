@@ -7,8 +7,8 @@ was learned best by heart. Fitted on exams that the networks were not trained on
 (`out_of_fold`), it learns which series can be trusted on new ones.
 
 A *case* is a row per exam: `exam_id`, `exam` (digest), `labels` {diagnosis: 0 or 1},
-`series` {series: {diagnosis: probability}} and `combined` {way: {diagnosis:
-probability}}.
+`series` {series: {diagnosis: probability}}, `combined` {way: {diagnosis: probability}}
+and, for `summarise`, `as_it_lies` {diagnosis: probability} of the first view alone.
 """
 
 from __future__ import annotations

@@ -1137,7 +1137,8 @@ def predict(
     | `0042.json` | `probabilities` (combined), `series` (each by itself), `slices` |
     | `0042.SERIES.DIAGNOSIS.nii.gz` | class activation map, axes as in `0042.npy` |
 
-    `slices` counts from 0, as the arrays do; the pages of the book count from 1. The
+    `slices` counts from 0, as the arrays do; the pages of the book count from 1. Slices
+    and maps are those of the exam as it lies, probabilities the mean over the views. The
     maps are stored in 8 bit with NIfTI's own scale. Each file appears whole, the JSON
     file last; those of an earlier prediction of the same exams are deleted first, so an
     exam that fails or is left out has none. Labels are not needed.

@@ -137,7 +137,7 @@ class Augment:
 
     @classmethod
     def none(cls, crop: int) -> Augment:
-        """The middle alone: for evaluation."""
+        """The middle alone: for exams that choose the epoch."""
         return cls(crop)
 
     def __call__(self, slices: Tensor, random: torch.Generator) -> Tensor:

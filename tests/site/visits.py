@@ -37,10 +37,17 @@ HIDE_WHAT_REPEATS = """() => {
     const kind = `${word.className} on ${behind}`;
     word.hidden = word.textContent.length < 2 || repeats([kind]);
   }
+  const behind = part => {
+    const colour = getComputedStyle(part).backgroundColor;
+    const clear = colour === "rgba(0, 0, 0, 0)" && part.parentElement;
+    return clear ? behind(part.parentElement) : colour;
+  };
   for (const row of document.querySelectorAll("tbody tr")) {
-    const kinds = [row, ...row.cells].map(part => {
-      const {color, backgroundColor, fontWeight} = getComputedStyle(part);
-      return [part.tagName, color, backgroundColor, fontWeight].join();
+    row.hidden = false;
+    if (!row.checkVisibility()) continue;
+    const kinds = [...row.cells].map(cell => {
+      const {color, fontSize, fontWeight} = getComputedStyle(cell);
+      return [cell.tagName, color, fontSize, fontWeight, behind(cell)].join();
     });
     row.hidden = repeats(kinds) && !row.querySelector("td *, th *");
   }

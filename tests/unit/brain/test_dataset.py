@@ -557,3 +557,11 @@ def test_a_brain_of_an_impossible_size_has_lost_its_voxels(brats, factor):
     found = f"{case.case_id}: the brain measures {1000 * litres * factor**3:.0f} cm³"
     with pytest.raises(DatasetError, match=f"{found} .* Set the size of the voxels"):
         prepare_scan(case, shrunk, 8.0)
+
+
+def test_what_shows_no_brain_is_not_told_to_mend_its_voxels(brats):
+    case = read_brats(brats)[0]
+    scan = load(case)
+    for images, words in ((0 * scan.images, "no brain"), (scan.images + 1, "100%")):
+        with pytest.raises(DatasetError, match=f"{case.case_id}: t1: .*{words}"):
+            prepare_scan(case, replace(scan, images=images), 8.0)

@@ -346,6 +346,9 @@ def test_the_answer_is_the_mean_of_what_each_view_says(run, mrnet, tmp_path):
         auc = plain["diagnoses"][name]["ways"]["out_of_fold"]
         for found in (wide, plain):
             assert found["diagnoses"][name]["as_it_lies"] == auc
+    for case, same in zip(wide["cases"], plain["cases"], strict=True):
+        assert case["as_it_lies"] == same["combined"]["out_of_fold"]
+        assert case["as_it_lies"] != case["combined"]["out_of_fold"]
 
 
 def test_predicting_needs_no_labels(run, write_mrnet, tmp_path):

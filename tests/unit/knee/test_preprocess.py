@@ -167,8 +167,8 @@ def test_an_exam_is_seen_as_it_lies_smaller_larger_and_turned():
     assert torch.equal(right, left.flip(-1))  # of a picture that is its mirror image
     top = (right[0] > 100).nonzero()
     edge = [float(top[top[:, 0] == row][:, 1].float().mean()) for row in (32, 63)]
-    across = (edge[0] - edge[1]) / 31  # 31 rows down
-    assert abs(across) == pytest.approx(np.tan(np.radians(7)), rel=0.1)
+    across = (edge[0] - edge[1]) / 31  # 31 rows down; clockwise, the top goes right
+    assert across == pytest.approx(np.tan(np.radians(7)), rel=0.1)
 
 
 @pytest.mark.parametrize("count", [0, 6])
