@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Barrier
 
@@ -20,6 +21,7 @@ from medimg_utils.simulation import (
     Part,
     call_in_processes,
     choose_plan,
+    ensure,
     find_parts,
     needs_work,
     one_at_a_time,
@@ -302,6 +304,37 @@ def older(out, *names):
     for name in ("simulation.json", "unfinished.json"):
         (out / name).write_text(json.dumps(PLAN | {"version": 2}))
     return out
+
+
+@dataclass(frozen=True)
+class Three:
+    """The plan of the release that `make` makes, in its third version."""
+
+    version: int = 3
+    seed: int = 3
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_release_that_is_there_is_made_anew_only_where_asked(tmp_path, anew):
+    out = tmp_path / "release"
+    asked = []
+
+    def simulate(folder, plan, *, data_dir, progress):
+        asked.append((plan, data_dir, progress, folder.exists()))
+        folder.mkdir(exist_ok=True)
+        (folder / "simulation.json").write_text(json.dumps(asdict(plan)))
+        return folder
+
+    how = {"data_dir": tmp_path, "progress": False}
+    assert ensure(simulate, out, Three(), FILES, **how) == out
+    (out / "table.csv").touch()
+    assert ensure(simulate, out, Three(), FILES, anew=anew, **how) == out
+    assert (out / "table.csv").exists() != anew
+    assert ensure(simulate, out, Three(version=4), FILES, **how) == out
+    assert not (out / "table.csv").exists()
+    there = [before for *_, before in asked]
+    assert there == [False, not anew, False]
+    assert asked[0][:3] == (Three(), tmp_path, False)
 
 
 def test_an_older_release_goes_with_what_killed_calls_left(tmp_path):
