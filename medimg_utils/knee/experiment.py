@@ -823,16 +823,16 @@ class Prediction(NamedTuple):
     @property
     def series(self) -> dict[str, dict[str, float]]:
         """{series: {diagnosis: probability}}."""
-        return {
-            series: {name: answer.probability for name, answer in answers.items()}
-            for series, answers in self.answers.items()
-        }
+        return self._each("probability")
 
     @property
     def as_it_lies(self) -> dict[str, dict[str, float]]:
         """The same of the first view alone."""
+        return self._each("as_it_lies")
+
+    def _each(self, field: str) -> dict[str, dict[str, float]]:
         return {
-            series: {name: answer.as_it_lies for name, answer in answers.items()}
+            series: {name: getattr(answer, field) for name, answer in answers.items()}
             for series, answers in self.answers.items()
         }
 
