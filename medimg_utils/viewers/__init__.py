@@ -2,32 +2,11 @@
 
 Each viewer is one Python class, which checks and packs the data, and one JavaScript
 file, which draws and computes.
+
+What there is stands in ``__init__.pyi``; a viewer is imported when it is asked for, so
+that one without a network does not wait for PyTorch.
 """
 
-from medimg_utils.viewers.descent_explorer import DescentExplorer
-from medimg_utils.viewers.field_explorer import FieldExplorer
-from medimg_utils.viewers.kernel_explorer import KernelExplorer
-from medimg_utils.viewers.mask_overlay import MaskOverlayViewer
-from medimg_utils.viewers.planes import PlanesViewer
-from medimg_utils.viewers.prevalence_explorer import PrevalenceExplorer
-from medimg_utils.viewers.series import SeriesViewer
-from medimg_utils.viewers.study_explorer import StudyExplorer
-from medimg_utils.viewers.surface import SurfaceViewer
-from medimg_utils.viewers.threshold_explorer import ThresholdExplorer
-from medimg_utils.viewers.window_explorer import WindowExplorer
-from medimg_utils.viewers.worklist_explorer import WorklistExplorer
+import lazy_loader
 
-__all__ = [
-    "DescentExplorer",
-    "FieldExplorer",
-    "KernelExplorer",
-    "MaskOverlayViewer",
-    "PlanesViewer",
-    "PrevalenceExplorer",
-    "SeriesViewer",
-    "StudyExplorer",
-    "SurfaceViewer",
-    "ThresholdExplorer",
-    "WindowExplorer",
-    "WorklistExplorer",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

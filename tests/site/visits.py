@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 # How many viewers of this project the page describes; they appear a little later.
 COUNT_VIEWERS = """() => {
@@ -24,31 +24,40 @@ COLOUR = ["color-contrast", "link-in-text-block"]
 
 # A chapter has thousands of coloured words of code in a dozen colours, and hundreds of
 # cells in tables: one of each colour is enough to judge its contrast, and saves most of
-# the time. axe judges no single character.
-HIDE_WHAT_REPEATS = """() => {
+# the time. axe judges no single character. Words leave the page, since axe walks through
+# what is hidden, too; rows may be told apart by another theme.
+LEAVE_OUT_WHAT_REPEATS = """() => {
   const seen = new Set();
   const repeats = kinds => {
     const known = kinds.every(kind => seen.has(kind));
     kinds.forEach(kind => seen.add(kind));
     return known;
   };
-  for (const word of document.querySelectorAll(".highlight pre span")) {
-    const behind = getComputedStyle(word.closest("pre")).backgroundColor;
-    const kind = `${word.className} on ${behind}`;
-    word.hidden = word.textContent.length < 2 || repeats([kind]);
-  }
   const behind = part => {
     const colour = getComputedStyle(part).backgroundColor;
     const clear = colour === "rgba(0, 0, 0, 0)" && part.parentElement;
     return clear ? behind(part.parentElement) : colour;
   };
-  for (const row of document.querySelectorAll("tbody tr")) {
-    row.hidden = false;
-    if (!row.checkVisibility()) continue;
-    const kinds = [...row.cells].map(cell => {
+  // All is read before anything changes: a changed page is laid out anew when asked.
+  const words = [...document.querySelectorAll(".highlight pre")].flatMap(pre => {
+    const colour = behind(pre);
+    return [...pre.querySelectorAll("span")].map(
+      word => [word, `${word.className} on ${colour}`]
+    );
+  });
+  for (const [word, kind] of words) {
+    if (word.textContent.length < 2 || repeats([kind])) word.remove();
+  }
+  const all = [...document.querySelectorAll("tbody tr")];
+  all.forEach(row => { row.hidden = false; });
+  const rows = all.filter(row => row.checkVisibility()).map(row => [
+    row,
+    [...row.cells].map(cell => {
       const {color, fontSize, fontWeight} = getComputedStyle(cell);
       return [cell.tagName, color, fontSize, fontWeight, behind(cell)].join();
-    });
+    })
+  ]);
+  for (const [row, kinds] of rows) {
     row.hidden = repeats(kinds) && !row.querySelector("td *, th *");
   }
 }"""
@@ -86,11 +95,13 @@ class Visit:
     ) -> list[str]:
         """Violations of accessibility that axe calls serious or critical.
 
+        Words of code and rows of tables that look like earlier ones leave the page.
+
         Args:
             rules: the names of those that axe shall look at; all where None.
             inside: selector of the parts to look at; the whole page where None.
         """
-        self.page.evaluate(HIDE_WHAT_REPEATS)
+        self.page.evaluate(LEAVE_OUT_WHAT_REPEATS)
         # Without the selectors of all that passes, which take half of the time; and
         # without fetching style sheets, which a page from the disk may not.
         options: dict[str, object] = {"resultTypes": ["violations"], "preload": False}
@@ -107,19 +118,16 @@ class Visit:
 
 @contextmanager
 def offline(browser: Browser) -> Iterator[Visit]:
-    """A fresh page; any request that leaves the disk is refused and noted."""
+    """A fresh page; any request that leaves the disk is noted; none is answered."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_offline(True)
     record = Visit(context.new_page())
 
-    def refuse(route: Route) -> None:
-        url = route.request.url
-        if url.startswith(("file:", "data:", "blob:")):
-            route.continue_()
-        else:
-            record.requests.append(url)
-            route.abort()
+    def note(request: Request) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            record.requests.append(request.url)
 
-    context.route("**/*", refuse)
+    context.on("request", note)
     record.page.on(
         "console",
         lambda message: (

@@ -314,7 +314,18 @@ def test_importing_the_viewers_reaches_for_no_network() -> None:
         "import socket\n"
         "def refuse(*a, **k): raise RuntimeError('network')\n"
         "socket.socket.connect = refuse\n"
-        "import medimg_utils.viewers, medimg_utils.plotting\n"
+        "import medimg_utils.plotting\n"
+        "from medimg_utils.viewers import *\n"
+        "assert issubclass(MaskOverlayViewer, SeriesViewer.__base__)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_viewer_without_a_network_does_not_wait_for_pytorch() -> None:
+    code = (
+        "import sys\n"
+        "from medimg_utils.viewers import MaskOverlayViewer\n"
+        "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
