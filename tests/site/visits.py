@@ -118,7 +118,7 @@ class Visit:
 
 @contextmanager
 def offline(browser: Browser) -> Iterator[Visit]:
-    """A fresh page; any request that leaves the disk is noted; none is answered."""
+    """A fresh page; a request for what is not on the disk is noted, and fails."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_offline(True)
     record = Visit(context.new_page())
