@@ -50,6 +50,7 @@ Kind = TypeVar("Kind")
 
 SPLITS = ("train", "valid")
 #: Version of the simulation: another version gives other pictures for the same seed.
+#: Within one version the arithmetic may change its rounding.
 VERSION = 5
 #: Which diagnoses go together, and how many exams of the release have them.  Training:
 #: Bien et al. 2018.  Validation: the totals are theirs (95 abnormal, 54 ACL tears, 52

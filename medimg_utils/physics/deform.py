@@ -91,19 +91,19 @@ class Deformation:
         parts, nx, ny, nz = self.bend.shape
         sheets = self.bend.transpose(2, 3).reshape(1, parts, nx, nz * ny)
         last = torch.tensor([nx, ny, nz], device=points.device) - 1
-        share = ((points.reshape(-1, 3) - self.low) / (self.high - self.low)).clamp_(
-            0, 1
-        )
-        x, y, z = (share * last).T
+        share = (points.reshape(-1, 3) - self.low) / (self.high - self.low)
+        x, y, z = (share.clamp_(0, 1) * last).T
         below = z.floor().clamp_(max=nz - 2)
+        row = x * (2 / (nx - 1)) - 1
         column = torch.stack([below * ny + y, (below + 1) * ny + y])
-        grid = torch.stack(
-            [column * (2 / (nz * ny - 1)) - 1, (x * (2 / (nx - 1)) - 1).expand(2, -1)],
-            -1,
+        column = column * (2 / (nz * ny - 1)) - 1
+        out = F.grid_sample(
+            sheets,
+            torch.stack([column, row.expand(2, -1)], -1)[None],
+            padding_mode="border",
+            align_corners=True,
         )
-        lower, upper = F.grid_sample(sheets, grid[None], align_corners=True)[0].unbind(
-            1
-        )
+        lower, upper = out[0].unbind(1)
         return torch.lerp(lower, upper, z - below).T.reshape(points.shape)
 
 

@@ -194,7 +194,7 @@ def project_volume(
     x_reach, z_reach = (reach * (1 - 1 / n) for n in (columns, rows))
     x = geometry.centre[0] + (x - geometry.centre[0]) * x_reach
     z = geometry.centre[1] + (z - geometry.centre[1]) * z_reach
-    # as products of matrices a quarter of the time of `torch.nn.functional.interpolate`
+    # products of matrices take a quarter of the time of `F.interpolate`
     to_rows, to_columns = (_interpolation(lattice, n, device) for n in (rows, columns))
     planes = volume.permute(2, 0, 3, 1)  # (Y, C, Z, X)
     out = torch.zeros(channels, rows, columns, device=device)
@@ -216,10 +216,9 @@ def project_volume(
         gx = (points[..., 0] - origin[0]) / (spacing[0] * (nx - 1)) * 2 - 1
         gz = (points[..., 2] - origin[2]) / (spacing[2] * (nz - 1)) * 2 - 1
         grid = to_rows @ torch.stack([gx, gz], dim=1) @ to_columns.T
+        # in memory, too, neighbours on the film are neighbours
         warped = F.grid_sample(
-            planes[
-                some
-            ].contiguous(),  # neighbours on the film are neighbours in memory
+            planes[some].contiguous(),
             grid.permute(0, 2, 3, 1),
             padding_mode="border",
             align_corners=True,

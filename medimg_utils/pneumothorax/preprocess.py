@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from medimg_utils.errors import InputError
 from medimg_utils.geometry import Geometry
@@ -181,6 +180,8 @@ class Augment(nn.Module):
     """
 
     def __init__(self, crop: int, strength: float = 1.0, flip: float = 0.5) -> None:
+        from torchvision.transforms import v2  # only here: it takes two seconds
+
         super().__init__()
         self.strength = strength
         steps: list[nn.Module] = [v2.RandomCrop(crop)]

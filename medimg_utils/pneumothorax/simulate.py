@@ -79,7 +79,7 @@ from medimg_utils.simulation import (
 #: 2,669 positive images of the SIIM-ACR table (counted from the public table).
 SIIM_AREAS = {0.05: 0.0013, 0.25: 0.0039, 0.5: 0.0082, 0.75: 0.0175, 0.95: 0.0437}
 #: Version of the simulation: another version gives other pictures for the same seed.
-#: Within one version the arithmetic may change its rounding, by a few grey values at most.
+#: Within one version the arithmetic may change its rounding: a few grey values at most.
 VERSION = 5
 #: Share of the films of a patient with pneumothorax that show it; the others are from
 #: before or after.

@@ -4,7 +4,7 @@ Each viewer is one Python class, which checks and packs the data, and one JavaSc
 file, which draws and computes.
 
 What there is stands in ``__init__.pyi``; a viewer is imported when it is asked for, so
-that one without a network does not wait for PyTorch.
+that one that needs no PyTorch does not wait for it.
 """
 
 import lazy_loader

@@ -239,6 +239,37 @@ def test_what_is_too_pale_to_read_is_found(visit, demo: Path, pale: str) -> None
     assert any(found.startswith("color-contrast") for found in visit.barriers())
 
 
+def test_pale_code_after_a_folded_block_is_found(visit, demo: Path) -> None:
+    page = visit.open(demo / "images.html")
+    code = '<div class="highlight"><pre><span class="pale">name = 1</span></pre></div>'
+    page.evaluate(
+        "added => document.querySelector('article').insertAdjacentHTML("
+        "'afterbegin', added)",
+        f"<style>.pale {{ color: #ddd }}</style><details><summary>Folded</summary>{code}"
+        f"</details>{code}",
+    )
+    found = [one for one in visit.barriers() if one.startswith("color-contrast")]
+    assert len(found) == 1
+    assert "pale" in found[0]
+
+
+def test_whoever_asks_for_something_is_noted(visit, demo: Path) -> None:
+    page = visit.open(demo / "images.html")
+    assert not visit.requests
+    worker = "fetch('https://example.org/worker').catch(() => 0)"
+    page.evaluate(
+        """code => {
+          fetch("https://example.org/page").catch(() => 0);
+          new WebSocket("wss://example.org/socket");
+          new Worker(URL.createObjectURL(new Blob([code])));
+        }""",
+        worker,
+    )
+    page.wait_for_timeout(1000)
+    asked = {url.rsplit("/", 1)[-1] for url in visit.requests}
+    assert asked >= {"page", "socket", "worker"}
+
+
 def test_a_pale_cell_in_a_long_table_is_found(visit, demo: Path) -> None:
     page = visit.open(demo / "images.html")
     rows = ["<tr><td>dark</td></tr>"] * 8

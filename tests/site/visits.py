@@ -40,13 +40,15 @@ LEAVE_OUT_WHAT_REPEATS = """() => {
   };
   // All is read before anything changes: a changed page is laid out anew when asked.
   const words = [...document.querySelectorAll(".highlight pre")].flatMap(pre => {
-    const colour = behind(pre);
+    const shown = pre.checkVisibility({visibilityProperty: true, opacityProperty: true});
+    const block = pre.closest(".cell_input, .cell_output, .admonition")?.className;
+    const place = `in ${block} on ${behind(pre)}`;
     return [...pre.querySelectorAll("span")].map(
-      word => [word, `${word.className} on ${colour}`]
+      word => ({word, shown, kind: `${word.className} ${place}`})
     );
   });
-  for (const [word, kind] of words) {
-    if (word.textContent.length < 2 || repeats([kind])) word.remove();
+  for (const {word, shown, kind} of words) {
+    if (!shown || word.textContent.length < 2 || repeats([kind])) word.remove();
   }
   const all = [...document.querySelectorAll("tbody tr")];
   all.forEach(row => { row.hidden = false; });
@@ -118,7 +120,7 @@ class Visit:
 
 @contextmanager
 def offline(browser: Browser) -> Iterator[Visit]:
-    """A fresh page; a request for what is not on the disk is noted, and fails."""
+    """A fresh page without a network; a request that leaves the disk is noted, and fails."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_offline(True)
     record = Visit(context.new_page())
@@ -128,6 +130,7 @@ def offline(browser: Browser) -> Iterator[Visit]:
             record.requests.append(request.url)
 
     context.on("request", note)
+    record.page.on("websocket", lambda socket: record.requests.append(socket.url))
     record.page.on(
         "console",
         lambda message: (

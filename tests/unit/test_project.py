@@ -321,7 +321,7 @@ def test_importing_the_viewers_reaches_for_no_network() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_viewer_without_a_network_does_not_wait_for_pytorch() -> None:
+def test_a_viewer_that_needs_no_pytorch_does_not_wait_for_it() -> None:
     code = (
         "import sys\n"
         "from medimg_utils.viewers import MaskOverlayViewer\n"
