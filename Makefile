@@ -84,7 +84,7 @@ test: lint unit notebooks site ## Run every check and test
 lint: $(INSTALLED) ## Check style, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers=auto
 	$(BIN)/codespell
 
 .PHONY: unit

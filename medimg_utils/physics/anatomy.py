@@ -15,6 +15,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -397,24 +398,25 @@ def _download(source: Source, archive: Path) -> None:
 
 
 def _take(source: Source, archive: Path, cache: Path) -> None:
-    """Copy the members of a source out of its archive, in one pass."""
+    """Copy the members of a source out of its archive, in one pass: all or none."""
     missing = dict(source.members)
-    for member, stream in _members(archive):
-        for name, wanted in source.members.items():
-            if not _is(member, PurePosixPath(wanted)):
-                continue
-            file = _target(source, name, cache)
-            if "*" in wanted:
-                file = file / member.name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(file) as part, part.open("wb") as out:
-                shutil.copyfileobj(stream, out)
-            missing.pop(name, None)
-            break
-    if missing:
-        raise AnatomyError(
-            f"{archive.name} has no member {', '.join(missing.values())}"
-        )
+    with ExitStack() as files:
+        for member, stream in _members(archive):
+            for name, wanted in source.members.items():
+                if not _is(member, PurePosixPath(wanted)):
+                    continue
+                file = _target(source, name, cache)
+                if "*" in wanted:
+                    file = file / member.name
+                part = files.enter_context(atomic_path(file))
+                with part.open("wb") as out:
+                    shutil.copyfileobj(stream, out)
+                missing.pop(name, None)
+                break
+        if missing:
+            raise AnatomyError(
+                f"{archive.name} has no member {', '.join(missing.values())}"
+            )
 
 
 def _is(member: PurePosixPath, wanted: PurePosixPath) -> bool:

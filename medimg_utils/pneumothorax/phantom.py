@@ -121,10 +121,12 @@ class Chest:
             box: where it stands on the grid of the densities.
         """
         spacing = torch.tensor(SPACING)
-        factors = [round(COARSE / step) for step in SPACING]
+        # coronal planes are those of both grids, and images are interpolated in a third
+        # of the time of volumes
+        x, _, z = (round(COARSE / step) for step in SPACING)
         fine = F.interpolate(
-            fields[None], scale_factor=factors, mode="trilinear", align_corners=False
-        )[0]
+            fields.transpose(1, 2), scale_factor=(x, z), mode="bilinear"
+        ).transpose(1, 2)
         # both grids are laid so that the edges of their voxels fall together
         corner = torch.tensor([float(s.start) for s in part]) - 0.5
         corner = self.coarse_origin + COARSE * corner

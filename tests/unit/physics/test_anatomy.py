@@ -357,15 +357,16 @@ def test_a_page_without_digests_is_refused(registry, tmp_path):
 
 
 HOSTILE = {
-    "absolute path in a wheel": ("whl", wheel(**{"/etc/scan": "x"})),
-    "parent in a wheel": ("whl", wheel(**{"bad/../../scan": "x"})),
-    "absolute path in an sdist": ("tar.gz", sdist(["/etc/scan"])),
-    "parent in an sdist": ("tar.gz", sdist(["bad-1.0/../../scan"])),
+    "absolute path in a wheel": ("whl", wheel(**{"scan": "x", "/etc/scan": "x"})),
+    "parent in a wheel": ("whl", wheel(**{"scan": "x", "bad/../../scan": "x"})),
+    "absolute path in an sdist": ("tar.gz", sdist(["bad-1.0/scan", "/etc/scan"])),
+    "parent in an sdist": ("tar.gz", sdist(["bad-1.0/scan", "bad-1.0/../../scan"])),
 }
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_paths_are_refused(kind, index, tmp_path, monkeypatch):
+    """Though what was wanted stood before them."""
     ending, content = HOSTILE[kind]
     name = "bad-1.0-py3-none-any.whl" if ending == "whl" else "bad-1.0.tar.gz"
     bad = source("bad", name, content, {"scan": "scan"})
@@ -382,7 +383,8 @@ def test_a_missing_member_is_named_and_links_do_not_count(
     link, index, tmp_path, monkeypatch
 ):
     content = sdist(["bad-1.0/data/other.nrrd"], link=link)
-    bad = source("bad", "bad-1.0.tar.gz", content, {"scan": "data/scan.nrrd"})
+    members = {"other": "data/other.nrrd", "scan": "data/scan.nrrd"}
+    bad = source("bad", "bad-1.0.tar.gz", content, members)
     monkeypatch.setattr(anatomy, "REGISTRY", (bad,))
     index.offer(bad, content)
     with pytest.raises(

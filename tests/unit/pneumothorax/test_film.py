@@ -1,13 +1,15 @@
 """Rendered films: the mask is where the air is, and only the air differs in a twin."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage as ndi
 
-from medimg_utils.pneumothorax.collapse import Cavity, Pneumothorax
+from medimg_utils.physics import anatomy
+from medimg_utils.pneumothorax.collapse import Cavity, Pneumothorax, carry
 from medimg_utils.pneumothorax.film import (
     SMALLEST,
     _crisp,
@@ -18,6 +20,7 @@ from medimg_utils.pneumothorax.film import (
     render,
 )
 from medimg_utils.pneumothorax.phantom import ANATOMIES, COARSE, LEFT, RIGHT
+from medimg_utils.settings import get_settings
 
 SIZE = 160
 
@@ -75,7 +78,7 @@ def test_the_mask_lies_on_its_side(pair):
     assert on_the_left > 0.97 if wanted.side == RIGHT else on_the_left < 0.03
 
 
-def test_the_mask_is_lung_field_off_heart_and_diaphragm(pair):
+def test_the_mask_lies_in_the_lung_fields(pair):
     """`lungs` are the healthy lungs where nothing opaque hides them; edges a pixel soft."""
     *_, film, twin, _ = pair
     np.testing.assert_array_equal(film.lungs, twin.lungs)
@@ -136,6 +139,70 @@ def test_the_picture_looks_like_a_chest(pair):
     assert np.ptp(np.quantile(twin.pixels, [0.02, 0.98])) > 100
     assert 0.12 < twin.lungs.mean() < 0.55
     assert twin.pixels.dtype == np.uint8
+
+
+# --- organs of the CT that has labels -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def organs():
+    """Heart, aorta, liver, spleen and stomach as they were labelled, and their spacing.
+
+    The numbers are those of `chest1-structures`. Nothing of the simulation uses them to
+    decide what hides air.
+    """
+    labels, spacing = anatomy.read_volume("chest1-labels", get_settings().data)
+    inside = np.isin(labels, (1, 5, 6, 51, 52)).astype(np.float32)
+    return torch.from_numpy(inside)[None], torch.from_numpy(spacing).float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "area"),
+    [
+        ("basal", RIGHT, 0.01),
+        ("basal", LEFT, 0.01),
+        ("complete", RIGHT, 0.06),
+        ("complete", LEFT, 0.06),
+        ("tension", LEFT, 0.07),
+    ],
+)
+def test_nothing_is_outlined_over_heart_and_abdomen(organs, pose, kind, side, area):
+    """A complete collapse has air behind the heart, and a basal one behind the dome."""
+    view = pose("chest1", len(kind), tension=side if kind == "tension" else None)
+    volume, spacing = organs
+    path = view.project(volume, torch.zeros(3), spacing, SIZE)[0]
+    gap = fit_pneumothorax(view, Pneumothorax(side, kind, 0, area))
+    assert gap is not None
+    cavity, g = gap
+    gas = view.project(
+        cavity.shares(g)[0][None], cavity.origin, torch.full((3,), COARSE), SIZE
+    )[0]
+    assert ((gas > 5) & (path > 40)).float().mean() > 0.05 * area
+    assert (path[outline(view, gap)] > 40).float().mean() < 0.02
+
+
+# --- vessels --------------------------------------------------------------------------
+
+
+def test_a_vessel_of_a_film_moves_with_the_lung(pose, girdle):
+    """One thick vessel near the wall of the lung, which comes away from it."""
+    view = pose("chest3", 7, findings=(), photons=1e9)
+    gap = fit_pneumothorax(view, Pneumothorax(RIGHT, "apicolateral", 0, 0.06))
+    assert gap is not None
+    cavity, g = gap
+    near = (cavity.inside > 3) & (cavity.wall < 8) & (g > 20)
+    at = cavity.origin + COARSE * torch.argwhere(near)[len(near[near]) // 2]
+    vessel = torch.tensor([[*at.tolist(), 400.0, RIGHT]])
+    drawn, empty = (
+        replace(view, chest=replace(view.chest, vessels=vessels))
+        for vessels in (vessel, vessel[:0])
+    )
+    here, moved = view.pixels(torch.stack([at, carry(*gap, at[None])[0]]))
+    assert (here - moved).norm() > 8
+    for there, one in ((here, None), (moved, gap)):
+        films = [render(v, girdle, one).pixels.astype(float) for v in (drawn, empty)]
+        brightest = np.unravel_index((films[0] - films[1]).argmax(), films[0].shape)
+        assert np.abs(brightest - there.numpy()).max() < 2
 
 
 # --- single films ---------------------------------------------------------------------
