@@ -625,7 +625,8 @@ def rician_noise(signal: Tensor, sigma: float, generator: torch.Generator) -> Te
     Args:
         signal: any shape, not negative.
         sigma: standard deviation of each channel, unit of the signal.
+        generator: one of the CPU, so that a seed means the same noise everywhere.
     """
-    shape = (2, *signal.shape)
-    noise = torch.randn(shape, generator=generator, device=signal.device) * sigma
+    noise = torch.randn((2, *signal.shape), generator=generator) * sigma
+    noise = noise.to(signal.device)
     return torch.hypot(signal + noise[0], noise[1])

@@ -335,6 +335,7 @@ def expose(
         photons: detected photons per mm2 in the open beam.
         blur_mm: standard deviation of the detector's blur.
         pixel_mm: pixel spacing at the film.
+        generator: one of the CPU, so that a seed means the same film everywhere.
 
     Returns:
         Tensor ``(H, W)``: signal relative to the open beam, positive.
@@ -347,7 +348,7 @@ def expose(
     wanted = level * scatter_fraction / (1 - scatter_fraction)
     signal = primary + scatter * (wanted / mean_scatter.clamp(min=1e-9))
     count = signal * photons * pixel_mm**2
-    noise = torch.randn(signal.shape, generator=generator, device=signal.device)
+    noise = torch.randn(signal.shape, generator=generator).to(signal.device)
     noisy = count + noise * count.clamp(min=0).sqrt()
     noisy = blur(noisy / (photons * pixel_mm**2), blur_mm / pixel_mm)
     return noisy.clamp(min=1e-7)

@@ -520,3 +520,21 @@ def test_equalising_lowers_large_contrast_and_sharpening_lifts_small():
         grey = curve(picture, shoulder=0.0, low=0.0, high=1.0, **change)
         ripples.append(float(grey[60, 40:80].std()))
     assert ripples[1] > 1.3 * ripples[0]
+
+
+# --- devices --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_film_of_the_gpu_is_that_of_the_cpu():
+    volume = ball((5.0, 3.0, 4.0), 6.0)
+    films = []
+    for device in ("cpu", "cuda"):
+        path = project_volume(volume.to(device), ORIGIN, SPACING, beam(), 64, 64)[0]
+        points = torch.tensor([[10.2, 20.7], [30.0, 5.5]], device=device)
+        path = path + splat(points, torch.ones(2, device=device), 64, 64)
+        signal = take(0.1 * path, photons=1e4, scatter_fraction=0.3, blur_mm=0.4)
+        grey = curve(signal, equalise=0.3, sharpen=0.5)
+        assert grey.device.type == device
+        films.append(grey.cpu())
+    torch.testing.assert_close(*films, atol=1e-3, rtol=0)

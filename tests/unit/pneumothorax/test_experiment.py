@@ -377,48 +377,42 @@ def test_a_folder_without_run_says_what_to_do(tmp_path):
 # ---------------------------------------------------------------------------- command line
 
 
-def test_the_verbs_from_the_shell(shell, run, release, tmp_path, monkeypatch):
-    monkeypatch.setitem(EXPERIMENTS, "tiny", replace(TOY, epochs=1))
-    out = tmp_path / "run"
-    words = ("train", "pneumothorax", "--data", release, "--size", "tiny", "--out", out)
-    done = shell("medimg_utils", *words, "--fold", 1, "--workers", 0, "--quiet")
-    assert done.exit_code == 0, done.output
-    assert json.loads((out / "best.json").read_text())["fold"] == 1
-    again = shell(
-        "medimg_utils", *words, "--fold", 1, "--workers", 0, "--quiet", "--resume"
-    )
-    assert again.exit_code == 0, again.output
-
+def test_from_simulation_to_prediction_in_the_shell(shell, tmp_path):
+    """The words of the README, on few small films and with two passes."""
+    made, trained, out = (tmp_path / name for name in ("data", "run", "answers"))
     metrics = tmp_path / "metrics.json"
-    words = (
-        "evaluate",
-        "pneumothorax",
-        "--data",
-        release,
-        "--run",
-        run,
-        "--out",
-        metrics,
-    )
-    done = shell("medimg_utils", *words, "--quiet")
-    assert done.exit_code == 0, done.output
-    assert "AUC" in done.output
-    assert json.loads(metrics.read_text())["use_case"] == "pneumothorax"
 
-    files = sorted(release.rglob("*.dcm"))[:2]
-    done = shell(
-        "medimg_utils",
-        "predict",
-        "pneumothorax",
-        "--run",
-        run,
-        *files,
-        "--out",
-        tmp_path / "p",
-        "--quiet",
-    )
-    assert done.exit_code == 0, done.output
-    assert len(list((tmp_path / "p").iterdir())) == 6
+    def say(*words):
+        done = shell(*words)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    say("simulate", "pneumothorax", "--out", made, "--patients", 12, "--seed", 3,
+        "--size", 96, "--positive-rate", 0.5, "--workers", 1)  # fmt: skip
+    say("verify", "siim", made)
+    words = ("train", "pneumothorax", "--data", made, "--size", "tiny", "--out", trained,
+             "--fold", 1, "--epochs", 2, "--workers", 0, "--quiet")  # fmt: skip
+    say("medimg_utils", *words)
+    assert json.loads((trained / "best.json").read_text())["fold"] == 1
+    say("medimg_utils", *words, "--resume")
+    words = ("--data", made, "--run", trained, "--fold", 1, "--out", metrics, "--quiet")
+    assert "AUC" in say("medimg_utils", "evaluate", "pneumothorax", *words)
+    found = json.loads(metrics.read_text())
+    assert found["use_case"] == "pneumothorax"
+    films = sorted(made.rglob("*.dcm"))[:2]
+    words = ("--run", trained, *films, "--out", out, "--quiet")
+    say("medimg_utils", "predict", "pneumothorax", *words)
+    endings = ("probability.png", "overlay.png", "json")
+    assert {path.name for path in out.iterdir()} == {
+        f"{film.stem}.{ending}" for film in films for ending in endings
+    }
+    for film in films:
+        answer = json.loads((out / f"{film.stem}.json").read_text())
+        assert 0 <= answer["score"] <= 1
+        assert answer["mask_area_mm2"] >= 0
+        assert answer["settings"]["experiment"]["size"] == "tiny"
+        with Image.open(out / f"{film.stem}.probability.png") as picture:
+            assert picture.size == (96, 96)
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
