@@ -625,8 +625,7 @@ def rician_noise(signal: Tensor, sigma: float, generator: torch.Generator) -> Te
     Args:
         signal: any shape, not negative.
         sigma: standard deviation of each channel, unit of the signal.
-        generator: one of the CPU, so that a seed means the same noise everywhere.
     """
-    noise = torch.randn((2, *signal.shape), generator=generator) * sigma
-    noise = noise.to(signal.device)
+    shape = (2, *signal.shape)
+    noise = torch.randn(shape, generator=generator, device=signal.device) * sigma
     return torch.hypot(signal + noise[0], noise[1])

@@ -121,9 +121,10 @@ class Chest:
             box: where it stands on the grid of the densities.
         """
         spacing = torch.tensor(SPACING)
-        # coronal planes are those of both grids, and images are interpolated in a third
-        # of the time of volumes
-        x, _, z = (round(COARSE / step) for step in SPACING)
+        # along y both grids have one spacing, so each coronal plane is interpolated as an
+        # image: in a third of the time
+        x, y, z = (round(COARSE / step) for step in SPACING)
+        assert y == 1
         fine = F.interpolate(
             fields.transpose(1, 2), scale_factor=(x, z), mode="bilinear"
         ).transpose(1, 2)

@@ -40,8 +40,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the wheel into a folder of its own; what it needs is there already."""
     folder = tmp_path_factory.mktemp("installed")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*command, "--target", str(folder), str(wheel)], check=True)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install"]
+    options = ["--quiet", "--no-deps", "--no-index", "--target", str(folder)]
+    subprocess.run([*command, *options, str(wheel)], check=True)
     return folder
 
 

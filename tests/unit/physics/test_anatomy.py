@@ -366,7 +366,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_paths_are_refused(kind, index, tmp_path, monkeypatch):
-    """Though what was wanted stood before them."""
+    """Even if the wanted member comes first, nothing is taken out."""
     ending, content = HOSTILE[kind]
     name = "bad-1.0-py3-none-any.whl" if ending == "whl" else "bad-1.0.tar.gz"
     bad = source("bad", name, content, {"scan": "scan"})

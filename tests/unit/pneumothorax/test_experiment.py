@@ -394,7 +394,9 @@ def test_from_simulation_to_prediction_in_the_shell(shell, tmp_path):
              "--fold", 1, "--epochs", 2, "--workers", 0, "--quiet")  # fmt: skip
     say("medimg_utils", *words)
     assert json.loads((trained / "best.json").read_text())["fold"] == 1
+    weights = (trained / "best.safetensors").read_bytes()
     say("medimg_utils", *words, "--resume")
+    assert (trained / "best.safetensors").read_bytes() == weights
     words = ("--data", made, "--run", trained, "--fold", 1, "--out", metrics, "--quiet")
     assert "AUC" in say("medimg_utils", "evaluate", "pneumothorax", *words)
     found = json.loads(metrics.read_text())
@@ -410,7 +412,7 @@ def test_from_simulation_to_prediction_in_the_shell(shell, tmp_path):
         answer = json.loads((out / f"{film.stem}.json").read_text())
         assert 0 <= answer["score"] <= 1
         assert answer["mask_area_mm2"] >= 0
-        assert answer["settings"]["experiment"]["size"] == "tiny"
+        assert answer["settings"]["experiment"]["epochs"] == 2
         with Image.open(out / f"{film.stem}.probability.png") as picture:
             assert picture.size == (96, 96)
 

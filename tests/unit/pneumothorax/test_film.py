@@ -170,7 +170,7 @@ def test_nothing_is_outlined_over_heart_and_abdomen(organs, pose, kind, side, ar
     """A complete collapse has air behind the heart, and a basal one behind the dome."""
     view = pose("chest1", len(kind), tension=side if kind == "tension" else None)
     volume, spacing = organs
-    path = view.project(volume, torch.zeros(3), spacing, SIZE)[0]
+    path = view.project(volume, spacing / 2, spacing, SIZE)[0]
     gap = fit_pneumothorax(view, Pneumothorax(side, kind, 0, area))
     assert gap is not None
     cavity, g = gap
@@ -185,7 +185,7 @@ def test_nothing_is_outlined_over_heart_and_abdomen(organs, pose, kind, side, ar
 
 
 def test_a_vessel_of_a_film_moves_with_the_lung(pose, girdle):
-    """One thick vessel near the wall of the lung, which comes away from it."""
+    """One thick vessel near the chest wall, where the lung comes away from it."""
     view = pose("chest3", 7, findings=(), photons=1e9)
     gap = fit_pneumothorax(view, Pneumothorax(RIGHT, "apicolateral", 0, 0.06))
     assert gap is not None
