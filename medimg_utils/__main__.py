@@ -338,11 +338,12 @@ def train_brain(
         progress=not quiet,
     )
     for stage, rows in logs.items():
-        last = rows[-1]
-        _report(
-            f"{stage}: {len(rows)} epochs, loss {last['loss']:.3f}, validation Dice "
-            f"{_show(last['val_dice'])}"
-        )
+        said = f"{stage}: {len(rows)} epochs"
+        for last in rows[-1:]:
+            said += (
+                f", loss {last['loss']:.3f}, validation Dice {_show(last['val_dice'])}"
+            )
+        _report(said)
     _report(f"the run is in {out}")
 
 

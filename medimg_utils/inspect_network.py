@@ -465,16 +465,27 @@ def influences(
     response: Callable[[Tensor], Tensor],
     image: Tensor,
     pixels: Sequence[Sequence[int]],
+    *,
+    at_once: int = 10,
 ) -> Tensor:
-    """`influence` for several output positions (N, ...), with one pass forward."""
+    """`influence` for several output positions (N, ...), with one pass forward.
+
+    It goes back from `at_once` of them together, which takes as many times the memory.
+    """
     x = image.detach().clone()[None].requires_grad_()
+    maps = []
     with torch.enable_grad():
         out = response(x)
-        chosen = out.new_zeros(len(pixels), *out.shape)
-        for one, pixel in zip(chosen, pixels, strict=True):
-            one[(..., *pixel)] = 1
-        (gradients,) = torch.autograd.grad(out, x, chosen, is_grads_batched=True)
-    return gradients[:, 0].abs().sum(dim=1)
+        for start in range(0, len(pixels), at_once):
+            some = pixels[start : start + at_once]
+            chosen = out.new_zeros(len(some), *out.shape)
+            for one, pixel in zip(chosen, some, strict=True):
+                one[(..., *pixel)] = 1
+            (gradients,) = torch.autograd.grad(
+                out, x, chosen, is_grads_batched=True, retain_graph=True
+            )
+            maps.append(gradients[:, 0].abs().sum(dim=1))
+    return torch.cat(maps)
 
 
 def half_width(field: Tensor) -> float:

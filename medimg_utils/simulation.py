@@ -42,6 +42,7 @@ Plan = TypeVar("Plan")
 Owner = TypeVar("Owner")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 _NOTES = ("simulation.json", "unfinished.json")
+_WORTH_A_PROCESS = 4  # parts that take about as long as a process takes to start
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def write_in_parts(
             which must be JSON-able.  It runs on one thread.
         finish: writes the tables from the records, in the order of ``parts``.
         prepare: what all parts need, e.g. the anatomy; called where there is work.
-        workers: processes; one a CPU core by default.
+        workers: processes; one a CPU core by default, where the parts are many enough.
         progress: show a progress bar.
         title: of the bar.
         unit: of the bar.
@@ -160,7 +161,8 @@ def _done(
     workers: int | None,
 ) -> Iterator[Part]:
     """Do parts, here or in processes, and tell each that is done."""
-    count = min(workers or count_cores(), len(parts)) or 1
+    worthwhile = max(1, len(parts) // _WORTH_A_PROCESS)
+    count = min(workers or min(count_cores(), worthwhile), len(parts)) or 1
     if count == 1:
         threads = torch.get_num_threads()
         try:
@@ -210,7 +212,9 @@ def _whole_pool() -> Iterator[None]:
     except BrokenProcessPool as error:
         raise InputError(
             "a process was ended from outside, mostly for lack of memory. The same call "
-            "goes on where this one stopped; with fewer workers it needs less memory."
+            "goes on where this one stopped; with fewer workers it needs less memory. (A "
+            "script of your own that starts processes needs its calls below `if __name__ "
+            "== '__main__':`.)"
         ) from error
 
 

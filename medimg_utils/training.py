@@ -509,7 +509,8 @@ def fit(
         out: folder of the run; see `resume`.
         settings: what the weights depend on, stored with them. Resuming with others is
             refused.
-        epochs: passes over the training set.
+        epochs: passes over the training set; after none of them the network is measured
+            and kept as it came.
         batch_size: images in a step, over all devices together.
         learning_rate: the peak; see `schedule`.
         weight_decay: of `algorithm`.
@@ -586,6 +587,24 @@ def fit(
         if fabric.is_global_zero:
             save_tensors(out / LAST, _pack(network, plain), state)
 
+    def measure() -> dict[str, float]:
+        model.eval()
+        with torch.inference_mode():
+            return validate(model)
+
+    def keep_if_better(mark: float, epoch: int) -> None:
+        if state["best"] and not _better(mark, state["best"]["value"], lowest):
+            return
+        value_now = mark if math.isfinite(mark) else None  # only at the start
+        state["best"] = {"epoch": epoch, "by": best_by, "value": value_now}
+        if fabric.is_global_zero:
+            kept = {**network.state_dict(), **(extra or {})}
+            save_tensors(
+                out / BEST, kept, {"settings": settings, "best": state["best"]}
+            )
+
+    if not epochs:
+        keep_if_better(measure()[best_by], 0)
     order = _Order()
     loader = DataLoader(
         data,
@@ -654,9 +673,7 @@ def fit(
                     state["seconds"] = time.perf_counter() - started
                     checkpoint()
 
-            model.eval()
-            with torch.inference_mode():
-                measured = validate(model)
+            measured = measure()
             row = {
                 "epoch": epoch + 1,
                 "loss": state["loss_sum"] / per_epoch,
@@ -668,14 +685,7 @@ def fit(
             state["history"].append(to_json(row))
             state["loss_sum"] = state["seconds"] = 0.0
             mark = measured[best_by]
-            if not state["best"] or _better(mark, state["best"]["value"], lowest):
-                value_now = mark if math.isfinite(mark) else None  # only at the start
-                state["best"] = {"epoch": epoch + 1, "by": best_by, "value": value_now}
-                if fabric.is_global_zero:
-                    kept = {**network.state_dict(), **(extra or {})}
-                    save_tensors(
-                        out / BEST, kept, {"settings": settings, "best": state["best"]}
-                    )
+            keep_if_better(mark, epoch + 1)
             if fabric.is_global_zero:
                 write_table_atomic(out / LOG, state["history"])
             checkpoint()

@@ -258,10 +258,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         margin=2,
         find_width=8,
         segment_width=8,
-        find_epochs=4,
+        find_epochs=3,
         rehearse_epochs=18,
         segment_epochs=1,
-        one_pass_epochs=1,
+        one_pass_epochs=0,  # with so few patients more passes made it no better
         find_rate=5e-3,
         rehearse_rate=8e-3,
         segment_rate=1e-3,
@@ -363,7 +363,8 @@ def train(
         progress: show bars.
 
     Returns:
-        The training log of each of the `STAGES` (and of `REHEARSE`), one row per epoch.
+        The training log of each of the `STAGES` (and of `REHEARSE`), one row per epoch:
+        none of a stage that the settings give no pass.
     """
     chosen = get_experiment(experiment) if isinstance(experiment, str) else experiment
     out = Path(out)

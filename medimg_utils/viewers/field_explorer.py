@@ -1,6 +1,7 @@
 """What an output of a network looks at, layer by layer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -163,15 +164,14 @@ class FieldExplorer(base.ImageViewer):
         """Levels of influence in the field (R, C, NEAR, NEAR) and outside of it."""
         response = part(network, module)
         rows, columns = self._middles
-
-        def row_by_row() -> Iterator[tuple[Tensor, Tensor]]:
-            for row in rows:
-                pixels = [self._inside(place, (row, column)) for column in columns]
-                maps = influences(response, film, pixels)
-                for pixel, seen in zip(pixels, maps, strict=True):
-                    yield _split(seen, self._found.fields(place, pixel)[0])
-
-        near, far = map(torch.stack, zip(*row_by_row(), strict=True))
+        pixels = [self._inside(place, middle) for middle in product(rows, columns)]
+        parts = [
+            _split(seen, self._found.fields(place, pixel)[0])
+            for pixel, seen in zip(
+                pixels, influences(response, film, pixels), strict=True
+            )
+        ]
+        near, far = map(torch.stack, zip(*parts, strict=True))
         most = near.amax((1, 2), keepdim=True)
         grid = len(rows), len(columns)
         return (

@@ -17,6 +17,7 @@ import pytest
 from medimg_utils.errors import InputError
 from medimg_utils.io import differences, write_text_atomic
 from medimg_utils.release import release_folder
+from medimg_utils.settings import count_cores
 from medimg_utils.simulation import (
     Part,
     call_in_processes,
@@ -100,6 +101,20 @@ def test_interrupted_resumed_and_in_two_processes_is_the_same(tmp_path):
     whole = contents(tmp_path / "two")
     del whole["4.txt"]
     assert broken == whole
+
+
+def who_does_it(out):
+    return os.getpid()
+
+
+@pytest.mark.skipif(count_cores() < 2, reason="one core has no use for processes")
+@pytest.mark.parametrize(("parts", "here"), [(4, True), (8, False)])
+def test_few_parts_are_not_worth_processes(tmp_path, parts, here):
+    done = []
+    todo = [Part(f"{k}", (tmp_path,)) for k in range(parts)]
+    write_in_parts(tmp_path, {}, todo, who_does_it, done.extend, progress=False)
+    assert len(done) == parts
+    assert (set(done) == {os.getpid()}) == here
 
 
 def long_work(out, number):

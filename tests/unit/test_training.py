@@ -289,6 +289,17 @@ def test_a_run_repeats_and_leaves_its_files(tmp_path):
     }  # fmt: skip
 
 
+def test_without_an_epoch_the_network_is_kept_as_it_came(tmp_path):
+    for resume in (False, True):
+        network, history = run(tmp_path, epochs=0, resume=resume)
+        assert history == []
+        weights, facts = load_tensors(tmp_path / BEST)
+        assert same(weights, Small().state_dict())
+        assert same(network.state_dict(), weights)
+        score = float(next(iter(weights.values())).sum())
+        assert facts["best"] == {"epoch": 0, "by": "score", "value": score}
+
+
 def test_a_log_names_what_each_epoch_ran_on(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "hardware", lambda device: f"a fast {device}")
     run(tmp_path, epochs=1)

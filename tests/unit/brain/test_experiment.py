@@ -75,9 +75,10 @@ def test_settings_cannot_be_changed_or_misnamed():
     with pytest.raises(InputError, match="at least 1"):
         get_experiment("tiny", epochs=0)
     short = get_experiment("tiny", epochs=3)
-    assert short.find_epochs == short.segment_epochs == short.one_pass_epochs == 3
-    assert short.rehearse_epochs == 3
+    assert short.find_epochs == short.segment_epochs == short.rehearse_epochs == 3
+    assert short.one_pass_epochs == 0  # a stage without passes gets none
     assert get_experiment("paper", epochs=3).rehearse_epochs == 0
+    assert get_experiment("paper", epochs=3).one_pass_epochs == 3
 
 
 def test_the_faults_are_named():
@@ -428,6 +429,7 @@ def test_the_commands_work_together(shell, run, brats, tmp_path, monkeypatch, to
         lambda data, out, chosen, **options: (
             trained.append((data, out, chosen, options))
             or {stage: [{"loss": 0.5, "val_dice": 0.7}] for stage in STAGES}
+            | {"one-pass": []}
         ),
     )
     done = shell(
@@ -435,7 +437,8 @@ def test_the_commands_work_together(shell, run, brats, tmp_path, monkeypatch, to
         "--size", "tiny", "--epochs", 2, "--quiet",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "one-pass: 1 epochs, loss 0.500, validation Dice 0.700" in done.output
+    assert "segment: 1 epochs, loss 0.500, validation Dice 0.700" in done.output
+    assert "one-pass: 0 epochs\n" in done.output
     assert trained[0][2] == get_experiment("tiny", epochs=2)
     done = shell(
         "medimg_utils", "evaluate", "brain", "--data", brats, "--run", run,

@@ -178,7 +178,8 @@ def test_nothing_is_outlined_over_heart_and_abdomen(organs, pose, kind, side, ar
         cavity.shares(g)[0][None], cavity.origin, torch.full((3,), COARSE), SIZE
     )[0]
     assert ((gas > 5) & (path > 40)).float().mean() > 0.05 * area
-    assert (path[outline(view, gap)] > 40).float().mean() < 0.02
+    # the edge is soft; a mask that nothing limits has a quarter there, and more
+    assert (path[outline(view, gap)] > 40).float().mean() < 0.05
 
 
 # --- vessels --------------------------------------------------------------------------
