@@ -338,12 +338,11 @@ def train_brain(
         progress=not quiet,
     )
     for stage, rows in logs.items():
-        said = f"{stage}: {len(rows)} epochs"
-        for last in rows[-1:]:
-            said += (
-                f", loss {last['loss']:.3f}, validation Dice {_show(last['val_dice'])}"
-            )
-        _report(said)
+        said = [f"{stage}: {len(rows)} epochs"]
+        if rows:
+            said.append(f"loss {rows[-1]['loss']:.3f}")
+            said.append(f"validation Dice {_show(rows[-1]['val_dice'])}")
+        _report(", ".join(said))
     _report(f"the run is in {out}")
 
 

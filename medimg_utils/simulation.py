@@ -83,7 +83,7 @@ def write_in_parts(
             which must be JSON-able.  It runs on one thread.
         finish: writes the tables from the records, in the order of ``parts``.
         prepare: what all parts need, e.g. the anatomy; called where there is work.
-        workers: processes; one a CPU core by default, where the parts are many enough.
+        workers: processes; by default one a CPU core, and fewer for few parts.
         progress: show a progress bar.
         title: of the bar.
         unit: of the bar.
@@ -161,8 +161,8 @@ def _done(
     workers: int | None,
 ) -> Iterator[Part]:
     """Do parts, here or in processes, and tell each that is done."""
-    worthwhile = max(1, len(parts) // _WORTH_A_PROCESS)
-    count = min(workers or min(count_cores(), worthwhile), len(parts)) or 1
+    count = workers or min(count_cores(), len(parts) // _WORTH_A_PROCESS)
+    count = max(1, min(count, len(parts)))
     if count == 1:
         threads = torch.get_num_threads()
         try:

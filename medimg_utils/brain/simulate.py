@@ -151,7 +151,8 @@ def simulate_release(
     Args:
         out: folder to write; created.
         plan: what to simulate.
-        workers: processes, each of about 1.5 GiB at 1 mm; one a CPU core by default.
+        workers: processes, each of about 1.5 GiB at 1 mm; by default one a CPU core, and
+            fewer for a small release.
         data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
         progress: show a progress bar.
 

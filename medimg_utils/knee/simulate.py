@@ -188,7 +188,7 @@ def simulate_release(
     Args:
         out: folder to write; created.
         plan: what to simulate.
-        workers: processes; one a CPU core by default.
+        workers: processes; by default one a CPU core, and fewer for a small release.
         data_dir: where the anatomy is; ``MEDIMG_DATA`` by default.
         progress: show a progress bar.
 

@@ -17,7 +17,6 @@ import pytest
 from medimg_utils.errors import InputError
 from medimg_utils.io import differences, write_text_atomic
 from medimg_utils.release import release_folder
-from medimg_utils.settings import count_cores
 from medimg_utils.simulation import (
     Part,
     call_in_processes,
@@ -107,9 +106,9 @@ def who_does_it(out):
     return os.getpid()
 
 
-@pytest.mark.skipif(count_cores() < 2, reason="one core has no use for processes")
 @pytest.mark.parametrize(("parts", "here"), [(4, True), (8, False)])
-def test_few_parts_are_not_worth_processes(tmp_path, parts, here):
+def test_few_parts_are_not_worth_processes(tmp_path, monkeypatch, parts, here):
+    monkeypatch.setattr("medimg_utils.simulation.count_cores", lambda: 2)
     done = []
     todo = [Part(f"{k}", (tmp_path,)) for k in range(parts)]
     write_in_parts(tmp_path, {}, todo, who_does_it, done.extend, progress=False)
